@@ -1,0 +1,1 @@
+"""Byte layouts, one module per interface: nothing here does anything but pack and unpack."""

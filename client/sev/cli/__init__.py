@@ -1,0 +1,1 @@
+"""The `sev` command: thin over the library, one module per noun."""

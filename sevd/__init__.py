@@ -1,0 +1,1 @@
+"""The daemon: owns the devices, serialises what is done with them, serves sev.v1."""
