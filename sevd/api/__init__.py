@@ -1,0 +1,1 @@
+"""The gRPC face: one dispatcher, one error table, and a thin skin per service."""
