@@ -1,0 +1,56 @@
+"""Values of the endorsement room. They mirror the messages of sev.v1 field by field; numbers of enums are the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sev.abi.tcb import TcbVersion
+
+
+class EndorsementKind(IntEnum):
+    """What a certificate or list is."""
+
+    UNSPECIFIED = 0
+    ARK = 1
+    ASK = 2
+    ASVK = 3
+    VCEK = 4
+    VLEK = 5
+    CRL = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsement:
+    """One certificate or list.
+
+    Attributes:
+        kind: What it is.
+        der: Content in DER.
+        origin: Where it came from: "simulator", "import".
+        tcb: The TCB it endorses; VCEK and VLEK only.
+    """
+
+    kind: EndorsementKind
+    der: bytes
+    origin: str
+    tcb: TcbVersion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsementSet:
+    """The certificates that fit this chip and its reported TCB.
+
+    Attributes:
+        endorsements: Certificates and lists at hand, in the order of their kind.
+        certificate_table: GHCB certificate table of them, as guests receive it.
+        missing: What is missing for a full chain, each as one sentence.
+        simulated: The chain ends in the simulator's root.
+    """
+
+    endorsements: tuple[Endorsement, ...]
+    certificate_table: bytes
+    missing: tuple[str, ...]
+    simulated: bool

@@ -1,0 +1,7 @@
+"""Platform logic without gRPC: what the host is, what the SNP platform says, and changes to it."""
+
+from __future__ import annotations
+
+from sevd.platform.views import AsidUse, DeviceHealth, FirmwareVersion, HostView, SnpState, SnpStatusView
+
+__all__ = ["AsidUse", "DeviceHealth", "FirmwareVersion", "HostView", "SnpState", "SnpStatusView"]

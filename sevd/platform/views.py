@@ -1,0 +1,130 @@
+"""Values of the platform room. They mirror the messages of sev.v1 field by field; numbers of enums are the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sev.abi.tcb import TcbVersion
+
+
+class FirmwareVersion(NamedTuple):
+    """A firmware version; major and minor are the API version."""
+
+    major: int
+    minor: int
+    build: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.build}"
+
+
+class AsidUse(NamedTuple):
+    """How many ASIDs exist and how many are bound to a guest; both 0 where the kernel does not tell."""
+
+    total: int
+    in_use: int
+
+
+class DeviceHealth(IntEnum):
+    """Whether the device can be used."""
+
+    UNSPECIFIED = 0
+    READY = 1
+    MISSING = 2
+    WEDGED = 3
+
+
+class SnpState(IntEnum):
+    """State of the SNP platform; the firmware's own numbers are one less."""
+
+    UNSPECIFIED = 0
+    UNINIT = 1
+    INIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """What this host is.
+
+    Attributes:
+        product: Product line in lower case; empty if unknown.
+        simulated: The platform is simulated.
+        firmware_version: Firmware version; None if the device is missing.
+        kernel: Kernel release.
+        sev_asids: ASIDs of SEV guests without encrypted state.
+        sev_es_asids: ASIDs of SEV-ES and SEV-SNP guests.
+        chip_id: 64 bytes, or 8 on Turin and later; empty if unknown.
+        technologies: What can be launched here: "sev", "sev-es", "sev-snp".
+        missing: What is missing, each as one sentence; empty on a host that is ready.
+        device_health: Health of the device.
+        daemon_version: Version of the daemon.
+        guest_count: Guests of everybody.
+        cpu_family: Combined family.
+        cpu_model: Combined model.
+        cpu_stepping: Stepping.
+    """
+
+    product: str
+    simulated: bool
+    firmware_version: FirmwareVersion | None
+    kernel: str
+    sev_asids: AsidUse
+    sev_es_asids: AsidUse
+    chip_id: bytes
+    technologies: tuple[str, ...]
+    missing: tuple[str, ...]
+    device_health: DeviceHealth
+    daemon_version: str
+    guest_count: int
+    cpu_family: int
+    cpu_model: int
+    cpu_stepping: int
+
+    @property
+    def firmware(self) -> str:
+        """Firmware version as text, such as 1.55.40; empty if the device is missing."""
+        return str(self.firmware_version) if self.firmware_version else ""
+
+
+@dataclass(frozen=True, slots=True)
+class SnpStatusView:
+    """SNP_PLATFORM_STATUS, decoded (SEV-SNP firmware ABI, SNP_PLATFORM_STATUS).
+
+    Attributes:
+        state: State.
+        firmware_version: Firmware version.
+        guest_count: SNP guests that the firmware knows.
+        current_tcb: The TCB that runs.
+        reported_tcb: The TCB that reports and VCEKs show.
+        committed_tcb: The anti-rollback floor; None where no report tells it.
+        mask_chip_id: CHIP_ID in reports is zero.
+        mask_chip_key: The VCEK may not sign.
+        vlek_loaded: A VLEK is loaded.
+        rmp_initialized: The RMP is initialised.
+        alias_check_complete: The alias check is complete.
+        feature_info: SNP_FEATURE_INFO exists.
+        rapl_dis: RAPL is disabled.
+        ciphertext_hiding_cap: Ciphertext hiding is possible.
+        ciphertext_hiding_en: Ciphertext hiding is on.
+        raw: The 32 bytes as the firmware gave them.
+    """
+
+    state: SnpState
+    firmware_version: FirmwareVersion
+    guest_count: int
+    current_tcb: TcbVersion
+    reported_tcb: TcbVersion
+    committed_tcb: TcbVersion | None
+    mask_chip_id: bool
+    mask_chip_key: bool
+    vlek_loaded: bool
+    rmp_initialized: bool
+    alias_check_complete: bool
+    feature_info: bool
+    rapl_dis: bool
+    ciphertext_hiding_cap: bool
+    ciphertext_hiding_en: bool
+    raw: bytes
