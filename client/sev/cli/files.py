@@ -1,0 +1,99 @@
+"""Files that commands read and write: bounded, named in every error, secrets for their owner only."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from sev.errors import UsageError
+
+_CHUNK = 1 << 20
+
+
+def read_file(path: str, what: str, limit: int) -> bytes:
+    """The whole content of a file, or of stdin for `-`.
+
+    Args:
+        path: The path as the person wrote it.
+        what: What it is in the sentence of an error, such as "the firmware image".
+        limit: Most bytes to accept; nothing larger is held in memory.
+
+    Raises:
+        UsageError: It cannot be read, or is larger than `limit` bytes.
+    """
+    try:
+        descriptor = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = _read_all(descriptor, limit)
+        finally:
+            if path != "-":
+                os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"cannot read {what} {path!r}: {reason}", field=path) from None
+    if data is None:
+        raise UsageError(f"{what} {path!r} is larger than {limit} bytes", remedy="Is it the right file?", field=path)
+    return data
+
+
+def _read_all(descriptor: int, limit: int) -> bytes | None:
+    """The content, of a regular file in one read and without a copy; None if it is larger than `limit` bytes."""
+    facts = os.fstat(descriptor)
+    size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    if size > limit:
+        return None
+    chunks, have = [], 0
+    while chunk := os.read(descriptor, min(size or _CHUNK, limit + 1 - have)):
+        chunks.append(chunk)
+        have += len(chunk)
+        if have > limit:
+            return None
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def write_file(path: str, data: bytes, *, secret: bool = False) -> None:
+    """Writes a whole file: complete under its name or not there at all.
+
+    It is written under a temporary name beside `path` and renamed. What is there and is not a regular file (a pipe,
+    a device, a symbolic link) is written through. A secret is 0600 from the start and never written through anything.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+        through = not stat.S_ISREG(mode)
+    except (OSError, ValueError):
+        through = False
+    if through and secret:
+        raise UsageError(
+            f"{path}: is not a regular file, and secrets are written to nothing else",
+            remedy="Name a new file in a directory of your own.",
+            field=path,
+        )
+    try:
+        if through:
+            with open(path, "wb") as file:
+                file.write(data)
+            return
+        _replace(path, data, 0o600 if secret else 0o666)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"cannot write {path!r}: {reason}", field=path) from None
+
+
+def _replace(path: str, data: bytes, mode: int) -> None:
+    temporary = f"{path}.{os.getpid()}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(descriptor)
