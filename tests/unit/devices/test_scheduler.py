@@ -84,20 +84,16 @@ async def test_cancelled_after_issue_runs_to_its_end(scheduler: Scheduler) -> No
 
 async def test_the_queue_and_a_lane_are_bounded(scheduler: Scheduler) -> None:
     gate = Gate(scheduler)
-    for _ in range(40):
-        scheduler.submit("a", time.monotonic)
+    jobs = [scheduler.submit("a", time.monotonic) for _ in range(40)]
     with pytest.raises(LimitReached) as lane_full:
         scheduler.submit("a", time.monotonic)
     assert lane_full.value.metadata == {"limit": "device_queue"}
-    for _ in range(24):
-        scheduler.submit("b", time.monotonic)
+    jobs += [scheduler.submit("b", time.monotonic) for _ in range(24)]
     assert scheduler.waiting == 64
     with pytest.raises(LimitReached):
         scheduler.submit("c", time.monotonic)
     gate.open()
-    await gate.job.done()
-    while scheduler.waiting:
-        await asyncio.sleep(0.001)
+    await asyncio.gather(*(job.done() for job in jobs))
     assert await scheduler.run("c", len, b"room again") == 10
 
 
