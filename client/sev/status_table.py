@@ -102,7 +102,7 @@ ROWS: tuple[Row, ...] = (
         "Align the buffer as the command requires.",
     ),
     (
-        0xA,
+        0x0A,
         "BAD_SIGNATURE",
         "A signature does not verify.",
         (
@@ -113,7 +113,7 @@ ROWS: tuple[Row, ...] = (
         "Sign again with the key whose public half goes with it (sev id-block create).",
     ),
     (
-        0xB,
+        0x0B,
         "BAD_MEASUREMENT",
         "A measurement or an authentication tag does not match.",
         (
@@ -121,32 +121,31 @@ ROWS: tuple[Row, ...] = (
             "a secret packet or session was made for another launch or another key",
             "a wrapped VLEK was made for another chip, or was damaged on the way",
         ),
-        "Recompute the expected digest for exactly this firmware, vCPU count, CPU type and command line "
-        "(sev measure snp --explain), or fetch the wrapped key for this chip again.",
+        "Recompute the digest for this very firmware, vCPU count, CPU type and command line (sev measure snp --explain).",
     ),
     (
-        0xC,
+        0x0C,
         "ASID_OWNED",
         "The ASID belongs to another guest.",
         ("two guests were given the same ASID",),
         "Pick a free ASID; with KVM this points to a bug of the kernel.",
     ),
     (
-        0xD,
+        0x0D,
         "INVALID_ASID",
         "The ASID is out of range for this kind of guest.",
         ("an SEV-ES or SNP guest was given an ASID reserved for SEV guests, or the other way round",),
         "Check how the BIOS splits the ASIDs between SEV and SEV-ES/SNP guests.",
     ),
     (
-        0xE,
+        0x0E,
         "WBINVD_REQUIRED",
         "Processor caches must be written back first.",
         ("WBINVD did not run on every core since the ASID was last used",),
         "Run WBINVD on all cores, then flush again; the kernel does this by itself.",
     ),
     (
-        0xF,
+        0x0F,
         "DF_FLUSH_REQUIRED",
         "The data fabric must be flushed before an ASID is used again.",
         (
@@ -301,8 +300,7 @@ ROWS: tuple[Row, ...] = (
             "the firmware image is older than the committed one",
             "the wrapped VLEK was made for another TCB than the reported one",
         ),
-        "Use an image at or above the committed version; for a VLEK, set the reported TCB it was made for or fetch "
-        "one for the TCB reported now (sev snp status).",
+        "Use an image at or above the committed version, or a VLEK made for the TCB reported now (sev snp status).",
     ),
     (
         0x22,
