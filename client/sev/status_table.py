@@ -121,7 +121,7 @@ ROWS: tuple[Row, ...] = (
             "a secret packet or session was made for another launch or another key",
             "a wrapped VLEK was made for another chip, or was damaged on the way",
         ),
-        "Recompute the digest for this very firmware, vCPU count, CPU type and command line (sev measure snp --explain).",
+        "Recompute the digest for this very firmware, vCPUs, CPU type and command line (sev measure snp --explain).",
     ),
     (
         0x0C,
