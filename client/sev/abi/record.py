@@ -77,9 +77,11 @@ class Record:
         values = [getattr(self, name) for name in self.fields()]
         for index, name in enumerate(self.fields()):
             value = values[index]
+            if isinstance(value, int):
+                continue
             if isinstance(value, Record):
-                values[index] = value = value.encode()
-            if isinstance(value, bytes) and len(value) != (expected := self.offsets()[name][1]):
+                values[index] = value.encode()
+            elif len(value) != (expected := self.offsets()[name][1]):
                 raise MalformedInput(
                     f"{type(self).__name__}.{name}: {len(value)} bytes where exactly {expected} were expected",
                     field=name,

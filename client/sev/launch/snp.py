@@ -1,0 +1,331 @@
+"""Launching a SEV-SNP guest in the process that owns the VM.
+
+    guest = Snp(kernel)
+    guest.create(memory_bytes, firmware_bytes, vcpu_count, cpuid_signature, ap_reset_address, vmsa_features)
+    guest.memory(gpa, size)[:] = …                # fill the shared view
+    guest.start(policy)
+    guest.update(gpa, size, page_type)            # in measuring order
+    guest.finish()
+    guest.close()
+
+The driver keeps no order of its own: a step out of order gets KVM's own answer (EINVAL, ENOTTY), as a KernelError.
+Only what it needs itself it checks first. The VM lives as long as the object: `close` ends it.
+
+Memory: guest RAM starts at address 0; what does not fit below 2 GiB goes on at 4 GiB; the firmware ends at 4 GiB.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sev import status as statuses
+from sev.abi import cpuid_page, kvm, kvm_sev, kvm_vcpu
+from sev.errors import FirmwareError, InternalError, LimitReached, NotOffered, SevError, UsageError, WrongState
+from sev.launch.machine import PAGE, Machine
+from sev.launch.refusals import number_of, opening, refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from sev.abi.record import Record
+    from sev.launch.seam import Kernel
+
+_SEV_FULL = "Every SEV-ES/SNP ASID of this host is in use: end a guest, or raise the number in the BIOS setup."
+_NO_RETRIES = 1000
+
+
+class Snp:
+    """One SNP guest of this process.
+
+    Args:
+        kernel: The kernel as this process sees it. The guest belongs to this process: no other can drive it.
+        sev_path: Device of the secure processor; it is opened for reading only, which suffices for every launch.
+        kvm_path: Device of KVM.
+    """
+
+    def __init__(self, kernel: Kernel, *, sev_path: str = "/dev/sev", kvm_path: str = "/dev/kvm") -> None:
+        self._kernel = kernel
+        self._sev_path = sev_path
+        self._kvm_path = kvm_path
+        self._sev_fd = -1
+        self._machine: Machine | None = None
+        self._signature = 0
+        self._started = False
+        self._dead = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def vm_fd(self) -> int:
+        """The VM's descriptor.
+
+        Raises:
+            WrongState: There is no VM.
+        """
+        return self._alive().vm_fd
+
+    def create(  # noqa: PLR0917 - what a VM is made of, in the order of the API's message
+        self,
+        memory_bytes: int,
+        firmware_bytes: int,
+        vcpu_count: int,
+        cpuid_signature: int,
+        ap_reset_address: int = 0,
+        vmsa_features: int = kvm_sev.VMSA_SNP_ACTIVE,
+    ) -> None:
+        """Makes the VM with its ASID, memory and vCPUs; nothing is left behind if it fails.
+
+        Args:
+            memory_bytes: Guest RAM, whole pages.
+            firmware_bytes: Size of the region that ends at 4 GiB, whole pages; 0 for none.
+            vcpu_count: Number of vCPUs, at least 1.
+            cpuid_signature: CPUID leaf 1 EAX that the guest sees.
+            ap_reset_address: Where vCPUs other than the first start; needed with more than one.
+            vmsa_features: SEV_FEATURES; bit 0 (SNPActive) is set in any case.
+
+        Raises:
+            UsageError: A value that no VM can have.
+            DeviceMissing, NotPermitted: A device is not there, or not for this process.
+            NotOffered: KVM cannot create SNP guests, or lacks a VMSA feature asked for.
+            LimitReached: All ASIDs are in use (EBUSY).
+            FirmwareError, KernelError: Another refusal.
+            WrongState: There is a VM already, or it was closed.
+        """
+        if self._machine is not None or self._dead:
+            raise WrongState(
+                f"create: {self._dead or 'this guest exists already'}",
+                metadata={"state": "dead" if self._dead else "created", "allowed": "close"},
+            )
+        try:
+            self._create(memory_bytes, firmware_bytes, vcpu_count, vmsa_features)
+            self._signature = cpuid_signature
+            self._alive().add_vcpus(vcpu_count, cpuid_signature, ap_reset_address)
+        except BaseException:
+            self._close_all()
+            raise
+
+    def memory(self, gpa: int, size: int) -> memoryview:
+        """The shared view of guest memory, writable: what `update` will take from there.
+
+        Raises:
+            UsageError: Not wholly inside one region of guest memory.
+            WrongState: There is no VM.
+        """
+        return self._alive().view(gpa, size)
+
+    def start(self, policy: int, gosvw: bytes = bytes(16)) -> None:
+        """SNP_LAUNCH_START.
+
+        Args:
+            policy: Guest policy (sev.abi.policy.SnpPolicy), raw.
+            gosvw: Guest OS visible workarounds, 16 bytes.
+
+        Raises:
+            FirmwareError: POLICY_FAILURE: the firmware is older than the policy asks, or cannot honour it.
+            KernelError: EINVAL: a second start, or a policy bit that KVM does not take; ENOTTY: no guest context.
+        """
+        remedies = {
+            errno.EINVAL: "Either the launch was started before, or the policy has a bit that this kernel does not "
+            "take, or lacks bit 17, which must be one.",
+            errno.ENOTTY: "KVM could not create the guest's context at the firmware: is SNP initialised?",
+        }
+        self._command(
+            kvm_sev.SNP_LAUNCH_START, kvm_sev.SnpLaunchStart(policy, _exactly(gosvw, 16, "gosvw")), remedies=remedies
+        )
+        self._started = True
+
+    def update(self, gpa: int, size: int, page_type: int) -> None:
+        """SNP_LAUNCH_UPDATE of whole pages, in as many calls as the kernel wants.
+
+        A CPUID page that is all zero is filled first with what KVM supports, with the guest's CPU signature.
+
+        Args:
+            gpa: Guest physical address, at a page.
+            size: Bytes, whole pages.
+            page_type: sev.abi.kvm_sev.PAGE_*; others are the kernel's to refuse (EINVAL).
+
+        Raises:
+            UsageError: The range is not inside one region of guest memory, or not whole pages.
+            FirmwareError: The firmware refused a page; for a CPUID page `metadata` has its `corrections`.
+            KernelError: EINVAL: before the start, after the finish, or a bad type; EIO: a page is assigned already.
+        """
+        machine = self._alive()
+        if gpa % PAGE or size % PAGE:
+            raise UsageError(f"update: 0x{gpa:x} and {size} bytes are not whole pages of {PAGE}", field="gpa")
+        address = machine.address(gpa, size)
+        before = b""
+        if page_type == kvm_sev.PAGE_CPUID and size == PAGE:
+            before = self._fill_cpuid(machine.view(gpa, PAGE))
+        request = kvm_sev.SnpLaunchUpdate(gpa // PAGE, address, size, page_type)
+        remedies = {
+            errno.EINVAL: "Pages are added between start and finish, with a type that the firmware knows.",
+            errno.EIO: "A page of this range is part of the launch already, or cannot be read.",
+        }
+        stalled = 0
+        try:
+            while True:
+                left, request = request.len, self._update(request, remedies)
+                if not request.len:
+                    return
+                stalled = stalled + 1 if request.len == left else 0
+                if stalled > _NO_RETRIES:
+                    raise InternalError("SNP_LAUNCH_UPDATE: the kernel reports success and makes no progress")
+        except FirmwareError as error:
+            if before and error.firmware_status == statuses.INVALID_PARAM:
+                lines = cpuid_page.corrections(before, machine.view(gpa, PAGE))
+                error.metadata["corrections"] = "; ".join(lines)
+            raise
+
+    def finish(
+        self,
+        id_block: bytes = b"",
+        id_auth: bytes = b"",
+        auth_key_en: bool = False,
+        vcek_disabled: bool = False,
+        host_data: bytes = bytes(32),
+    ) -> None:
+        """SNP_LAUNCH_FINISH: measures every vCPU, then checks the ID block. A failure ends this guest for good.
+
+        Args:
+            id_block: 96 bytes, or empty for none.
+            id_auth: ID authentication page, 4096 bytes, with an ID block.
+            auth_key_en: The authentication page has an author key.
+            vcek_disabled: Forbid the VCEK for this guest's reports.
+            host_data: 32 bytes for its reports.
+
+        Raises:
+            UsageError: A length that cannot be.
+            FirmwareError: BAD_MEASUREMENT, POLICY_FAILURE, BAD_SIGNATURE: the ID block does not fit.
+            KernelError: EINVAL: finished already, or not started.
+            WrongState: An earlier finish failed.
+        """
+        if id_block and not id_auth:
+            raise UsageError("an ID block needs its authentication page", field="id_auth")
+        memory = self._kernel.memory
+        placed: list[int] = []
+        machine = self._alive()
+        try:
+            if id_block:
+                placed.append(memory.place(_exactly(id_block, kvm_sev.ID_BLOCK_SIZE, "id_block")))
+                placed.append(memory.place(_exactly(id_auth, kvm_sev.ID_AUTH_SIZE, "id_auth")))
+            block, auth = placed or (0, 0)
+            request = kvm_sev.SnpLaunchFinish(
+                id_block_uaddr=block,
+                id_auth_uaddr=auth,
+                id_block_en=int(bool(id_block)),
+                auth_key_en=int(auth_key_en),
+                vcek_disabled=int(vcek_disabled),
+                host_data=_exactly(host_data, 32, "host_data"),
+            )
+            try:
+                self._command(kvm_sev.SNP_LAUNCH_FINISH, request, remedies={errno.EINVAL: _FINISH})
+            except SevError:
+                if self._started and not machine.finished:
+                    self._dead = "its launch failed; close it and start over"
+                raise
+            machine.finished = True
+        finally:
+            for address in placed:
+                memory.release(address)
+
+    def close(self) -> None:
+        """Ends the guest and frees its ASID; once more does nothing."""
+        self._dead = self._dead or "this guest was closed"
+        self._close_all()
+
+    def _create(self, memory_bytes: int, firmware_bytes: int, vcpu_count: int, vmsa_features: int) -> None:
+        try:
+            self._sev_fd = self._kernel.open(self._sev_path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise opening(error, self._sev_path) from None
+        machine = Machine(self._kernel, self._kvm_path, kvm.VM_TYPE_SNP)
+        self._machine = machine
+        machine.check_vcpu_count(vcpu_count)
+        offered = machine.sev_attribute(kvm.SEV_ATTR_VMSA_FEATURES)
+        wanted = vmsa_features & ~kvm_sev.VMSA_SNP_ACTIVE
+        if wanted & ~offered:
+            raise NotOffered(
+                f"VMSA features 0x{wanted & ~offered:x} are not offered by this kernel and processor",
+                field="vmsa_features",
+                remedy=f"It offers 0x{offered | 1:x}.",
+                command="SEV_INIT2",
+            )
+        machine.enable(kvm.CAP_EXIT_HYPERCALL, 1 << kvm.HC_MAP_GPA_RANGE)
+        self._command(kvm_sev.SEV_INIT2, kvm_sev.SevInit(vmsa_features=wanted))
+        machine.add_memory(memory_bytes, firmware_bytes)
+
+    def _update(self, request: kvm_sev.SnpLaunchUpdate, remedies: dict[int, str]) -> kvm_sev.SnpLaunchUpdate:
+        """One call; answers what is left. EAGAIN, which the kernel's documentation allows, leaves everything."""
+        try:
+            return kvm_sev.SnpLaunchUpdate.decode(
+                self._command(kvm_sev.SNP_LAUNCH_UPDATE, request, remedies=remedies, again=True)
+            )
+        except SevError as error:
+            if error.errno == errno.EAGAIN and not error.firmware_status:
+                return request
+            raise
+
+    def _command(
+        self, number: int, request: Record, *, remedies: dict[int, str] | None = None, again: bool = False
+    ) -> bytearray:
+        """One KVM_MEMORY_ENCRYPT_OP; answers its structure as the kernel left it."""
+        machine = self._alive()
+        memory = self._kernel.memory
+        name = kvm_sev.command_name(number)
+        data = bytearray(request.encode())
+        address = memory.place(data)
+        envelope = bytearray(kvm_sev.SevCmd(number, address, 0, self._sev_fd).encode())
+        place = memory.place(envelope)
+        try:
+            self._kernel.ioctl(machine.vm_fd, kvm.KVM_MEMORY_ENCRYPT_OP, place)
+        except OSError as error:
+            status = kvm_sev.SevCmd.decode(envelope).error
+            if number == kvm_sev.SEV_INIT2 and not status and number_of(error) == errno.EBUSY:
+                raise LimitReached(f"{name}: no free ASID", remedy=_SEV_FULL, command=name, errno=errno.EBUSY) from None
+            raise refused(error, name, status, remedies=remedies) from None
+        finally:
+            memory.release(place)
+            memory.release(address)
+        return data
+
+    def _fill_cpuid(self, page: memoryview) -> bytes:
+        if bytes(page) == bytes(PAGE):
+            entries = kvm_vcpu.with_leaf(self._alive().supported_cpuid(), 1, eax=self._signature)
+            page[:] = cpuid_page.build(cpuid_page.from_kvm(entries))
+        return bytes(page)
+
+    def _alive(self) -> Machine:
+        if self._dead or self._machine is None:
+            raise WrongState(
+                self._dead or "this guest was not created",
+                metadata={"state": "dead" if self._dead else "new", "allowed": "close" if self._dead else "create"},
+            )
+        return self._machine
+
+    def _close_all(self) -> None:
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+        fd, self._sev_fd = self._sev_fd, -1
+        if fd >= 0:
+            self._kernel.close(fd)
+
+
+_FINISH = (
+    "The launch was finished already, was not started, or an earlier finish failed: a failed one cannot be repeated."
+)
+
+
+def _exactly(data: bytes, size: int, name: str) -> bytes:
+    if len(data) != size:
+        raise UsageError(f"{name}: {len(data)} bytes where exactly {size} were expected", field=name)
+    return bytes(data)
