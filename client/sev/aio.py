@@ -1,0 +1,222 @@
+"""A connection to sevd for asyncio.
+
+    async with sev.aio.connect() as host:
+        print((await host.host()).product)
+        async for guest in host.watch_guests():
+            print(guest.guest_id, guest.state)
+
+The operations are those of `sev.client`, one description behind both. A cancelled `launch_snp` deletes the guest that
+it had created before it lets the cancellation through.
+"""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from functools import update_wrapper
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+import grpc
+import grpc.aio
+
+from sev import channel, guest_operations, hosted, operations
+from sev.calls import Attempts
+from sev.errors import UsageError
+from sev.target import Target, choose
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from sev.calls import Call, Failure, Operation, Stream
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Does(Generic[P, R]):
+    """A method made of an operation: describes it, then has the connection run it."""
+
+    def __init__(self, describe: Callable[P, Operation[R]]) -> None:
+        self.describe = describe
+        self.__doc__ = describe.__doc__
+
+    @overload
+    def __get__(self, host: None, owner: type[AsyncHost]) -> Self: ...
+
+    @overload
+    def __get__(self, host: AsyncHost, owner: type[AsyncHost]) -> Callable[P, Awaitable[R]]: ...
+
+    def __get__(self, host: AsyncHost | None, owner: type[AsyncHost]) -> Self | Callable[P, Awaitable[R]]:
+        if host is None:
+            return self
+
+        async def method(*args: P.args, **kwargs: P.kwargs) -> R:
+            return await host.run(self.describe(*args, **kwargs))
+
+        return update_wrapper(method, self.describe)
+
+
+class _Watches(Generic[P, R]):
+    """A method made of a stream."""
+
+    def __init__(self, describe: Callable[P, Stream[R]]) -> None:
+        self.describe = describe
+        self.__doc__ = describe.__doc__
+
+    @overload
+    def __get__(self, host: None, owner: type[AsyncHost]) -> Self: ...
+
+    @overload
+    def __get__(self, host: AsyncHost, owner: type[AsyncHost]) -> Callable[P, AsyncIterator[R]]: ...
+
+    def __get__(self, host: AsyncHost | None, owner: type[AsyncHost]) -> Self | Callable[P, AsyncIterator[R]]:
+        if host is None:
+            return self
+
+        def method(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+            return host.watch(self.describe(*args, **kwargs))
+
+        return update_wrapper(method, self.describe)
+
+
+class AsyncHost:
+    """A host, through its daemon. Dials with the first call, on the event loop that makes it.
+
+    Attributes:
+        target: Whom it talks to, and why.
+        timeout: Seconds to wait for a daemon that refuses or is unavailable.
+    """
+
+    def __init__(self, target: Target, *, timeout: float, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.target = target
+        self.timeout = timeout
+        self._credentials = credentials
+        self._channel: grpc.aio.Channel | None = None
+        self._seen = False
+
+    host = _Does(operations.host)
+    events = _Watches(operations.events)
+    snp_status = _Does(operations.snp_status)
+    snp_commit = _Does(operations.snp_commit)
+    snp_set_config = _Does(operations.snp_set_config)
+    snp_reset_config = _Does(operations.snp_reset_config)
+    vlek_load = _Does(operations.vlek_load)
+    endorsements = _Does(operations.endorsements)
+    import_endorsements = _Does(operations.import_endorsements)
+    create_guest = _Does(guest_operations.create_guest)
+    load_memory = _Does(guest_operations.load_memory)
+    start_launch = _Does(guest_operations.start_launch)
+    update_launch = _Does(guest_operations.update_launch)
+    finish_launch = _Does(guest_operations.finish_launch)
+    guest = _Does(guest_operations.guest)
+    guests = _Does(guest_operations.guests)
+    watch_guests = _Watches(guest_operations.watch_guests)
+    delete_guest = _Does(guest_operations.delete_guest)
+    guest_report = _Does(guest_operations.guest_report)
+    guest_key = _Does(guest_operations.guest_key)
+    launch_plan = _Does(hosted.launch_plan)
+    launch_snp = _Does(hosted.launch_snp)
+
+    async def run(self, operation: Operation[R]) -> R:
+        """Runs an operation: makes its calls, answers its result."""
+        step: Callable[[Any], Call[Any]] = operation.send
+        given: Any = None
+        while True:
+            try:
+                call = step(given)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            try:
+                step, given = operation.send, await self._perform(call)
+            except BaseException as error:  # an operation of several calls cleans up, also when cancelled
+                step, given = operation.throw, error
+
+    async def watch(self, stream: Stream[R]) -> AsyncIterator[R]:
+        """Yields the answers of a stream until it ends; leaving the iteration cancels it."""
+        attempts = self._attempts(stream.call)
+        method = self._dialled().unary_stream(stream.call.path, channel.serialize, stream.call.answer.FromString)
+        while True:
+            call = method(stream.call.request)
+            started = False
+            try:
+                async for answer in call:
+                    started = self._seen = True
+                    yield stream.convert(answer)
+                return
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            finally:
+                call.cancel()
+            if started:
+                raise attempts.lost(failure)
+            await sleep(attempts.after(failure, monotonic()))
+
+    async def close(self) -> None:
+        """Hangs up; calls under way are cancelled."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<sev.aio.AsyncHost {self.target.address}>"
+
+    async def _perform(self, call: Call[Any]) -> Any:
+        attempts = self._attempts(call)
+        while True:
+            try:
+                answer = await self._send(call, attempts.seconds)
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            else:
+                self._seen = True
+                return answer
+            await sleep(attempts.after(failure, monotonic()))
+
+    async def _send(self, call: Call[Any], seconds: float) -> Any:
+        dialled = self._dialled()
+        make: Any = dialled.stream_unary if call.upload else dialled.unary_unary
+        request = call.request() if callable(call.request) else call.request
+        return await make(call.path, channel.serialize, call.answer.FromString)(request, timeout=seconds)
+
+    def _dialled(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            arguments = channel.options(self.timeout)
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self.target.address, options=arguments)
+            else:
+                self._channel = grpc.aio.secure_channel(self.target.address, self._credentials, options=arguments)
+        return self._channel
+
+    def _attempts(self, call: Call[Any]) -> Attempts:
+        return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen)
+
+    def _failure(self, error: grpc.RpcError) -> Failure:
+        failure = channel.failure(error)
+        self._seen = self._seen or failure.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+        return failure
+
+
+def connect(
+    target: str | None = None,
+    *,
+    timeout: float = 5.0,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    tls_ca: str | None = None,
+) -> AsyncHost:
+    """A connection to a daemon; arguments and errors as `sev.connect` has them."""
+    if not timeout > 0:
+        raise UsageError(f"timeout is {timeout!r}, expected seconds above 0", field="timeout")
+    chosen = choose(target)
+    return AsyncHost(chosen, timeout=timeout, credentials=channel.credentials(chosen, tls_cert, tls_key, tls_ca))

@@ -1,0 +1,186 @@
+"""Operations described without doing them: what is called, what is answered, whether it may be repeated.
+
+An operation is a generator: it yields `Call` objects, is sent each answer, and returns its result. It knows neither
+sockets nor event loops; `sev.client` and `sev.aio` run the same generators. A failed call is thrown into the
+generator as a SevError, so that an operation of several calls can clean up with further calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from sev.errors import SevError
+    from sev.target import Target
+
+
+class Message(Protocol):
+    """What is used of a protobuf message."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """The message on the wire."""
+
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+RECONNECT_SECONDS = 0.05
+"""Pause before a call is tried again."""
+
+READ_SECONDS = 10.0
+"""What a read that reaches the firmware may take beyond the connection's timeout."""
+
+DEVICE_SECONDS = 60.0
+"""What a change that reaches the firmware may take beyond the connection's timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[M]):
+    """One RPC.
+
+    Attributes:
+        method: Service and method, such as "HostService/GetHost".
+        request: The message; for an upload a function that makes a fresh iterator of messages.
+        answer: The class of the answer.
+        repeatable: Calling twice is the same as calling once: the method is idempotent, or the request carries a
+            request_id. Only such a call is tried again when the connection breaks.
+        seconds: What the call may take beyond the connection's timeout.
+        request_id: The request's id, for errors.
+    """
+
+    method: str
+    request: Message | Callable[[], Iterator[Message]]
+    answer: type[M]
+    repeatable: bool = True
+    seconds: float = 0.0
+    request_id: str = ""
+
+    @property
+    def path(self) -> str:
+        """The path of the method on the wire."""
+        return f"/sev.v1.{self.method}"
+
+    @property
+    def upload(self) -> bool:
+        """Whether the request is a stream."""
+        return callable(self.request)
+
+
+Operation: TypeAlias = Generator[Call[Any], Any, R]
+"""A description that ends in an `R`."""
+
+
+def new_request_id() -> str:
+    """A fresh request id: a UUID."""
+    from uuid import uuid4
+
+    return str(uuid4())
+
+
+def device(method: str, request: Message, answer: type[M], request_id: str) -> Call[M]:
+    """A call that reaches the firmware and changes something."""
+    return Call(method, request, answer, seconds=DEVICE_SECONDS, request_id=request_id)
+
+
+def ask(call: Call[M]) -> Operation[M]:
+    """One call as an operation: its answer."""
+    answer: M = yield call
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Stream(Generic[R]):
+    """A call that is answered again and again, each answer made into an `R`."""
+
+    call: Call[Any]
+    convert: Callable[[Any], R]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that failed, as gRPC tells it: name of the code, its sentence, trailing metadata."""
+
+    code: str
+    details: str
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+class Attempts:
+    """Decides what follows a failed call: a pause and another attempt, or an error.
+
+    A daemon that refuses, restarts or is unavailable is waited for up to `timeout`; a socket that is not there and
+    was never there, or that this caller may not open, is told at once.
+
+    Args:
+        call: The call under way.
+        target: Whom it goes to.
+        timeout: Seconds to wait for the daemon.
+        now: The time at the start, in seconds of a monotonic clock.
+        seen: The daemon has answered on this connection before, so that a missing socket means a restart.
+    """
+
+    def __init__(self, call: Call[Any], target: Target, timeout: float, now: float, *, seen: bool) -> None:
+        self._call = call
+        self._target = target
+        self._timeout = timeout
+        self._until = now + timeout
+        self._seen = seen
+
+    @property
+    def seconds(self) -> float:
+        """The deadline of one attempt."""
+        return self._timeout + self._call.seconds
+
+    def after(self, failure: Failure, now: float) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            SevError: There will be none; what the failure means.
+        """
+        from sev.rpc_errors import from_failure
+
+        error = from_failure(failure, self._call.request_id)
+        if failure.code == "DEADLINE_EXCEEDED":
+            raise self._too_slow()
+        if failure.code != "UNAVAILABLE":
+            raise error
+        number = self._target.probe()
+        refusal = self._target.refusal(number)
+        if refusal is not None and not self._seen:
+            raise refusal
+        if not self._call.repeatable or now + RECONNECT_SECONDS >= self._until:
+            raise self._silent(failure, number)
+        return RECONNECT_SECONDS
+
+    def lost(self, failure: Failure) -> SevError:
+        """What it means that a stream broke after its first answer; nothing is tried again, answers may be missing."""
+        from sev.rpc_errors import from_failure
+
+        error = from_failure(failure)
+        if failure.code == "UNAVAILABLE":
+            error.remedy = "The daemon ended or was restarted; start watching again."
+        return error
+
+    def _silent(self, failure: Failure, number: int) -> SevError:
+        import os
+
+        from sev.errors import Unreachable
+
+        why = os.strerror(number) if number else failure.details or "unavailable"
+        return Unreachable(
+            f"{self._target.address} does not answer ({why}); waited {self._timeout:g} s",
+            errno=number or None,
+            request_id=self._call.request_id,
+        )
+
+    def _too_slow(self) -> SevError:
+        from sev.errors import NotNow
+
+        return NotNow(
+            f"{self._call.method}: no answer within {self.seconds:g} s",
+            request_id=self._call.request_id,
+            remedy="The daemon runs but is busy, perhaps with a slow firmware command: try again later, or wait longer "
+            "with --timeout." + (" Whether the request acted is not known." if self._call.request_id else ""),
+        )

@@ -1,0 +1,222 @@
+"""A connection to sevd.
+
+    with sev.connect() as host:
+        print(host.host().product)
+        launched = host.launch_snp(firmware, vcpus=2, vcpu_type="EPYC-v4")
+
+Every method is one operation of `sev.operations`, `sev.guest_operations` or `sev.hosted`; `sev.aio` has the same ones
+for asyncio. A daemon that restarts is waited for (see `sev.calls.Attempts`); every other failure is an error of
+`sev.errors`, with the firmware's status where the firmware refused.
+"""
+
+from __future__ import annotations
+
+from functools import update_wrapper
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+import grpc
+
+from sev import channel, guest_operations, hosted, operations
+from sev.calls import Attempts
+from sev.errors import UsageError
+from sev.target import Target, choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from sev.calls import Call, Failure, Operation, Stream
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Does(Generic[P, R]):
+    """A method made of an operation: describes it, then has the connection run it."""
+
+    def __init__(self, describe: Callable[P, Operation[R]]) -> None:
+        self.describe = describe
+        self.__doc__ = describe.__doc__
+
+    @overload
+    def __get__(self, host: None, owner: type[Host]) -> Self: ...
+
+    @overload
+    def __get__(self, host: Host, owner: type[Host]) -> Callable[P, R]: ...
+
+    def __get__(self, host: Host | None, owner: type[Host]) -> Self | Callable[P, R]:
+        if host is None:
+            return self
+
+        def method(*args: P.args, **kwargs: P.kwargs) -> R:
+            return host.run(self.describe(*args, **kwargs))
+
+        return update_wrapper(method, self.describe)
+
+
+class _Watches(Generic[P, R]):
+    """A method made of a stream."""
+
+    def __init__(self, describe: Callable[P, Stream[R]]) -> None:
+        self.describe = describe
+        self.__doc__ = describe.__doc__
+
+    @overload
+    def __get__(self, host: None, owner: type[Host]) -> Self: ...
+
+    @overload
+    def __get__(self, host: Host, owner: type[Host]) -> Callable[P, Iterator[R]]: ...
+
+    def __get__(self, host: Host | None, owner: type[Host]) -> Self | Callable[P, Iterator[R]]:
+        if host is None:
+            return self
+
+        def method(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+            return host.watch(self.describe(*args, **kwargs))
+
+        return update_wrapper(method, self.describe)
+
+
+class Host:
+    """A host, through its daemon. Dials with the first call; close it, or use it as a context manager.
+
+    Attributes:
+        target: Whom it talks to, and why.
+        timeout: Seconds to wait for a daemon that refuses or is unavailable.
+    """
+
+    def __init__(self, target: Target, *, timeout: float, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.target = target
+        self.timeout = timeout
+        self._seen = False
+        arguments = channel.options(timeout)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target.address, options=arguments)
+        else:
+            self._channel = grpc.secure_channel(target.address, credentials, options=arguments)
+
+    host = _Does(operations.host)
+    events = _Watches(operations.events)
+    snp_status = _Does(operations.snp_status)
+    snp_commit = _Does(operations.snp_commit)
+    snp_set_config = _Does(operations.snp_set_config)
+    snp_reset_config = _Does(operations.snp_reset_config)
+    vlek_load = _Does(operations.vlek_load)
+    endorsements = _Does(operations.endorsements)
+    import_endorsements = _Does(operations.import_endorsements)
+    create_guest = _Does(guest_operations.create_guest)
+    load_memory = _Does(guest_operations.load_memory)
+    start_launch = _Does(guest_operations.start_launch)
+    update_launch = _Does(guest_operations.update_launch)
+    finish_launch = _Does(guest_operations.finish_launch)
+    guest = _Does(guest_operations.guest)
+    guests = _Does(guest_operations.guests)
+    watch_guests = _Watches(guest_operations.watch_guests)
+    delete_guest = _Does(guest_operations.delete_guest)
+    guest_report = _Does(guest_operations.guest_report)
+    guest_key = _Does(guest_operations.guest_key)
+    launch_plan = _Does(hosted.launch_plan)
+    launch_snp = _Does(hosted.launch_snp)
+
+    def run(self, operation: Operation[R]) -> R:
+        """Runs an operation: makes its calls, answers its result."""
+        step: Callable[[Any], Call[Any]] = operation.send
+        given: Any = None
+        while True:
+            try:
+                call = step(given)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            try:
+                step, given = operation.send, self._perform(call)
+            except BaseException as error:  # an operation of several calls cleans up, also after Ctrl-C
+                step, given = operation.throw, error
+
+    def watch(self, stream: Stream[R]) -> Iterator[R]:
+        """Yields the answers of a stream until it ends; leaving the iteration cancels it."""
+        attempts = self._attempts(stream.call)
+        method = self._channel.unary_stream(stream.call.path, channel.serialize, stream.call.answer.FromString)
+        while True:
+            call = method(stream.call.request)
+            started = False
+            try:
+                for answer in call:
+                    started = self._seen = True
+                    yield stream.convert(answer)
+                return
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            finally:
+                call.cancel()
+            if started:
+                raise attempts.lost(failure)
+            sleep(attempts.after(failure, monotonic()))
+
+    def close(self) -> None:
+        """Hangs up; calls under way are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<sev.client.Host {self.target.address}>"
+
+    def _perform(self, call: Call[Any]) -> Any:
+        attempts = self._attempts(call)
+        while True:
+            try:
+                answer = self._send(call, attempts.seconds)
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            else:
+                self._seen = True
+                return answer
+            sleep(attempts.after(failure, monotonic()))
+
+    def _send(self, call: Call[Any], seconds: float) -> Any:
+        make: Any = self._channel.stream_unary if call.upload else self._channel.unary_unary
+        request = call.request() if callable(call.request) else call.request
+        return make(call.path, channel.serialize, call.answer.FromString)(request, timeout=seconds)
+
+    def _attempts(self, call: Call[Any]) -> Attempts:
+        return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen)
+
+    def _failure(self, error: grpc.RpcError) -> Failure:
+        failure = channel.failure(error)
+        self._seen = self._seen or failure.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+        return failure
+
+
+def connect(
+    target: str | None = None,
+    *,
+    timeout: float = 5.0,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    tls_ca: str | None = None,
+) -> Host:
+    """A connection to a daemon.
+
+    Args:
+        target: A socket path, or a `unix:` or `dns:` target; None: `$SEVD_SOCKET`, else the system's socket, else the
+            user's own.
+        timeout: Seconds to wait for a daemon that refuses or is unavailable.
+        tls_cert: Client certificate for a remote daemon, a PEM file.
+        tls_key: Its key, a PEM file.
+        tls_ca: The authority that signed the daemon's certificate, a PEM file.
+
+    Raises:
+        UsageError: A malformed target, or TLS files that are missing or cannot be read.
+        Unreachable: No target was named and no socket is there.
+    """
+    if not timeout > 0:
+        raise UsageError(f"timeout is {timeout!r}, expected seconds above 0", field="timeout")
+    chosen = choose(target)
+    return Host(chosen, timeout=timeout, credentials=channel.credentials(chosen, tls_cert, tls_key, tls_ca))

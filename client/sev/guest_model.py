@@ -1,0 +1,109 @@
+"""What the daemon answers about guests, as plain values; JSON forms as in `sev.model`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sev.wire import rfc3339, time, word
+
+if TYPE_CHECKING:
+    from sev.v1 import guest_pb2, simulator_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A hosted guest. `launch_digest` has 48 bytes from state "ready" on and none before."""
+
+    guest_id: str
+    type: str
+    state: str
+    owner: str
+    vcpu_count: int
+    memory_bytes: int
+    policy: int
+    launch_digest: bytes
+    asid: int
+    create_time: datetime | None
+    failure: str
+    simulated: bool
+    label: str
+    updated_pages: int
+
+    @classmethod
+    def from_message(cls, message: guest_pb2.Guest) -> Guest:
+        """The guest that a message describes."""
+        from sev.v1 import guest_pb2
+
+        return cls(
+            guest_id=message.guest_id,
+            type=word(guest_pb2.GuestType, "GUEST_TYPE_", message.type),
+            state=word(guest_pb2.GuestState, "GUEST_STATE_", message.state),
+            owner=message.owner,
+            vcpu_count=message.vcpu_count,
+            memory_bytes=message.memory_bytes,
+            policy=message.policy,
+            launch_digest=message.launch_digest,
+            asid=message.asid,
+            create_time=time(message.create_time) if message.HasField("create_time") else None,
+            failure=message.failure,
+            simulated=message.simulated,
+            label=message.label,
+            updated_pages=message.updated_pages,
+        )
+
+    def document(self) -> dict[str, object]:
+        """The JSON form, as `sev guest show --json` prints it."""
+        return {
+            "guest_id": self.guest_id,
+            "type": self.type,
+            "state": self.state,
+            "owner": self.owner,
+            "vcpu_count": self.vcpu_count,
+            "memory_bytes": self.memory_bytes,
+            "policy": f"{self.policy:#x}" if self.policy else None,
+            "launch_digest": self.launch_digest.hex() or None,
+            "asid": self.asid or None,
+            "create_time": rfc3339(self.create_time),
+            "failure": self.failure or None,
+            "simulated": self.simulated,
+            "label": self.label or None,
+            "updated_pages": self.updated_pages,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedGuest:
+    """A guest that was launched, and the digest that it ought to have."""
+
+    guest: Guest
+    expected_digest: bytes
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the firmware measured what was predicted."""
+        return self.guest.launch_digest == self.expected_digest
+
+    def document(self) -> dict[str, object]:
+        """The JSON form, as `sev guest launch --json` prints it."""
+        return {
+            "guest_id": self.guest.guest_id,
+            "type": self.guest.type,
+            "state": self.guest.state,
+            "launch_digest": self.guest.launch_digest.hex(),
+            "expected_digest": self.expected_digest.hex(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GuestReport:
+    """An attestation report (1184 bytes) and the certificate table that the host hands to guests."""
+
+    report: bytes
+    certificate_table: bytes
+
+    @classmethod
+    def from_message(cls, message: simulator_pb2.RequestGuestReportResponse) -> GuestReport:
+        """The report in a message."""
+        return cls(message.report, message.certificate_table)

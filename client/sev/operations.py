@@ -1,0 +1,161 @@
+"""The operations on a host, its SNP platform and its endorsements, described once for the sync and asyncio clients.
+
+Each function checks its arguments, yields the calls to make and returns a typed result; see `sev.calls`. Mutating
+ones take `validate_only` (check everything, change nothing) and `request_id` (one is made if none is given, so that
+a repeated call acts once). Those on guests are in `sev.guest_operations`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sev.calls import READ_SECONDS, Call, Operation, Stream, ask, device, new_request_id
+from sev.errors import MalformedInput, UsageError
+from sev.model import Endorsement, Endorsements, Event, HostInfo, SnpStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+HASHSTICK_BYTES = 432
+"""Bytes of a wrapped VLEK hash stick."""
+
+
+def host() -> Operation[HostInfo]:
+    """What the host is."""
+    from sev.v1 import host_pb2
+
+    answer = yield from ask(Call("HostService/GetHost", host_pb2.GetHostRequest(), host_pb2.GetHostResponse))
+    return HostInfo.from_message(answer.host)
+
+
+def events() -> Stream[Event]:
+    """What happens on the host from now on, without end."""
+    from sev.v1 import host_pb2
+
+    call = Call("HostService/WatchEvents", host_pb2.WatchEventsRequest(), host_pb2.WatchEventsResponse)
+    return Stream(call, lambda answer: Event.from_message(answer.event))
+
+
+def snp_status() -> Operation[SnpStatus]:
+    """SNP_PLATFORM_STATUS, with the TCBs side by side."""
+    from sev.v1 import snp_platform_pb2 as pb
+
+    answer = yield from ask(
+        Call("SnpPlatformService/GetSnpStatus", pb.GetSnpStatusRequest(), pb.GetSnpStatusResponse, seconds=READ_SECONDS)
+    )
+    return SnpStatus.from_message(answer.status)
+
+
+def snp_commit(*, confirm: bool, validate_only: bool = False, request_id: str = "") -> Operation[SnpStatus]:
+    """SNP_COMMIT: makes the running firmware the oldest that may ever run; cannot be undone.
+
+    Args:
+        confirm: Must be true.
+        validate_only: Check everything, change nothing.
+        request_id: Makes retries safe; one is made if empty.
+    """
+    from sev.v1 import snp_platform_pb2 as pb
+
+    request_id = request_id or new_request_id()
+    request = pb.CommitSnpRequest(confirm=confirm, validate_only=validate_only, request_id=request_id)
+    answer = yield from ask(device("SnpPlatformService/CommitSnp", request, pb.CommitSnpResponse, request_id))
+    return SnpStatus.from_message(answer.status)
+
+
+def snp_set_config(
+    *,
+    reported_tcb: Mapping[str, int] | None = None,
+    mask_chip_id: bool | None = None,
+    mask_chip_key: bool | None = None,
+    validate_only: bool = False,
+    request_id: str = "",
+) -> Operation[SnpStatus]:
+    """SNP_SET_CONFIG: what reports and VCEKs show. What is not given keeps its value.
+
+    Args:
+        reported_tcb: Components (fmc, bootloader, tee, snp, microcode) to values 0 to 255.
+        mask_chip_id: CHIP_ID in reports is zero.
+        mask_chip_key: The VCEK may not sign.
+        validate_only: Check everything, change nothing.
+        request_id: Makes retries safe; one is made if empty.
+
+    Raises:
+        UsageError: An unknown component, or a value that is no byte.
+    """
+    from sev.products import TCB_COMPONENTS
+    from sev.v1 import snp_platform_pb2 as pb
+    from sev.v1 import types_pb2
+
+    for name, value in (reported_tcb or {}).items():
+        if name not in TCB_COMPONENTS:
+            raise UsageError(f"reported_tcb: unknown component {name!r}", field="reported_tcb")
+        if not 0 <= value <= 0xFF:
+            raise UsageError(f"reported_tcb: {name} is {value}, expected 0 to 255", field="reported_tcb")
+    request_id = request_id or new_request_id()
+    request = pb.SetSnpConfigRequest(
+        reported_tcb=types_pb2.TcbVersion(**reported_tcb) if reported_tcb else None,
+        mask_chip_id=mask_chip_id,
+        mask_chip_key=mask_chip_key,
+        validate_only=validate_only,
+        request_id=request_id,
+    )
+    answer = yield from ask(device("SnpPlatformService/SetSnpConfig", request, pb.SetSnpConfigResponse, request_id))
+    return SnpStatus.from_message(answer.status)
+
+
+def snp_reset_config(*, validate_only: bool = False, request_id: str = "") -> Operation[SnpStatus]:
+    """SNP_SET_CONFIG with zeros: the reported TCB follows the committed one again, masks off."""
+    from sev.v1 import snp_platform_pb2 as pb
+
+    request_id = request_id or new_request_id()
+    request = pb.ResetSnpConfigRequest(validate_only=validate_only, request_id=request_id)
+    answer = yield from ask(device("SnpPlatformService/ResetSnpConfig", request, pb.ResetSnpConfigResponse, request_id))
+    return SnpStatus.from_message(answer.status)
+
+
+def vlek_load(hashstick: bytes, *, validate_only: bool = False, request_id: str = "") -> Operation[SnpStatus]:
+    """SNP_VLEK_LOAD: loads a wrapped hash stick of 432 bytes; only an SNP shutdown unloads it.
+
+    Raises:
+        MalformedInput: Not 432 bytes.
+    """
+    from sev.v1 import snp_platform_pb2 as pb
+
+    if len(hashstick) != HASHSTICK_BYTES:
+        raise MalformedInput(
+            f"hash stick: {len(hashstick)} bytes, expected {HASHSTICK_BYTES}",
+            field="hashstick",
+            remedy="Give the wrapped VLEK hash stick as AMD's key distribution service returns it.",
+        )
+    request_id = request_id or new_request_id()
+    request = pb.LoadVlekRequest(hashstick=hashstick, validate_only=validate_only, request_id=request_id)
+    answer = yield from ask(device("SnpPlatformService/LoadVlek", request, pb.LoadVlekResponse, request_id))
+    return SnpStatus.from_message(answer.status)
+
+
+def endorsements() -> Operation[Endorsements]:
+    """The certificates for the chip and its reported TCB, and the certificate table for guests."""
+    from sev.v1 import endorsement_pb2 as pb
+
+    call = Call(
+        "EndorsementService/GetEndorsements",
+        pb.GetEndorsementsRequest(),
+        pb.GetEndorsementsResponse,
+        seconds=READ_SECONDS,
+    )
+    answer = yield from ask(call)
+    return Endorsements.from_message(answer)
+
+
+def import_endorsements(
+    contents: Sequence[bytes], *, validate_only: bool = False, request_id: str = ""
+) -> Operation[tuple[Endorsement, ...]]:
+    """Gives certificates and revocation lists to the daemon: DER or PEM, at most 64 KiB each; answers what it took."""
+    from sev.v1 import endorsement_pb2 as pb
+
+    request_id = request_id or new_request_id()
+    request = pb.ImportEndorsementsRequest(contents=contents, validate_only=validate_only, request_id=request_id)
+    answer = yield from ask(
+        device("EndorsementService/ImportEndorsements", request, pb.ImportEndorsementsResponse, request_id)
+    )
+    return tuple(Endorsement.from_message(one) for one in answer.imported)
