@@ -106,24 +106,15 @@ class Scheduler:
             LimitReached: The queue, or this lane of it, is full.
             NotNow: The scheduler is closed.
         """
-        job: Job[T] = Job(lane, lambda: function(*args, **kwargs))
-        with self._condition:
-            if self._closed:
-                raise NotNow("the daemon is stopping", remedy="Try again when it runs again.")
-            queue = self._lanes.get(lane)
-            if self._waiting >= self._queue_jobs or (queue is not None and len(queue) >= self._lane_jobs):
-                raise LimitReached(
-                    f"{self._waiting} commands wait for the device already",
-                    remedy="Wait for earlier calls to end, then try again.",
-                    metadata={"limit": "device_queue"},
-                )
-            if queue is None:
-                queue = self._lanes[lane] = deque()
-                self._turns.append(lane)
-            queue.append(job)  # type: ignore[arg-type]  # the worker hands the result on without looking at it
-            self._waiting += 1
-            self._condition.notify()
-        return job
+        return self._queue(Job(lane, lambda: function(*args, **kwargs)), bounded=True)
+
+    def release(self, lane: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]:
+        """Queues a call that gives something back (a VM, an ASID): taken however full the queue is.
+
+        Raises:
+            NotNow: The scheduler is closed.
+        """
+        return self._queue(Job(lane, lambda: function(*args, **kwargs)), bounded=False)
 
     async def run(self, lane: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Queues a call and waits for it; see `submit` and `Job.done`."""
@@ -144,6 +135,26 @@ class Scheduler:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _queue(self, job: Job[T], *, bounded: bool) -> Job[T]:
+        with self._condition:
+            if self._closed:
+                raise NotNow("the daemon is stopping", remedy="Try again when it runs again.")
+            queue = self._lanes.get(job.lane)
+            full = self._waiting >= self._queue_jobs or (queue is not None and len(queue) >= self._lane_jobs)
+            if bounded and full:
+                raise LimitReached(
+                    f"{self._waiting} commands wait for the device already",
+                    remedy="Wait for earlier calls to end, then try again.",
+                    metadata={"limit": "device_queue"},
+                )
+            if queue is None:
+                queue = self._lanes[job.lane] = deque()
+                self._turns.append(job.lane)
+            queue.append(job)  # type: ignore[arg-type]  # the worker hands the result on without looking at it
+            self._waiting += 1
+            self._condition.notify()
+        return job
 
     def _work(self) -> None:
         while True:

@@ -1,0 +1,133 @@
+"""Who may have how much: requests checked, limits per identity kept.
+
+Limits protect callers from each other. An administrator answers for the whole host and is limited by the host alone:
+its refusals are the kernel's own (no free ASID: EBUSY).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sev.errors import LimitReached, UsageError
+from sevd.access.roles import Role
+from sevd.guests.model import MAX_FIRMWARE_BYTES, PAGE, CreateGuest, GuestType
+
+if TYPE_CHECKING:
+    from sevd.access.identity import Caller
+    from sevd.guests.limits import Limits
+
+GUEST_ID = re.compile(r"[a-z0-9-]{8,36}", re.ASCII)
+MAX_LABEL = 64
+
+MAX_MEMORY_BYTES = 1 << 46
+"""Bytes: no processor with SEV addresses more."""
+
+
+def new_guest_id() -> str:
+    """An identifier that nobody can guess: 80 random bits."""
+    return f"g-{secrets.token_hex(10)}"
+
+
+def check_create(request: CreateGuest, limits: Limits) -> None:
+    """Raises UsageError, naming the field, unless the request can be meant; LimitReached for too many vCPUs."""
+    if request.type != GuestType.SNP:
+        raise UsageError("type: expected SNP, the one technology that is hosted here", field="type")
+    if request.guest_id and not GUEST_ID.fullmatch(request.guest_id):
+        raise UsageError("guest_id: expected 8 to 36 characters of a-z, 0-9 and hyphen", field="guest_id")
+    if not 0 < request.memory_bytes <= MAX_MEMORY_BYTES or request.memory_bytes % PAGE:
+        raise UsageError(
+            f"memory_bytes: {request.memory_bytes}, expected a multiple of {PAGE} from {PAGE} to {MAX_MEMORY_BYTES}",
+            field="memory_bytes",
+        )
+    if request.firmware_bytes % PAGE or not 0 <= request.firmware_bytes <= MAX_FIRMWARE_BYTES:
+        raise UsageError(
+            f"firmware_bytes: {request.firmware_bytes}, expected a multiple of {PAGE} up to {MAX_FIRMWARE_BYTES}",
+            field="firmware_bytes",
+        )
+    if request.vcpu_count < 1:
+        raise UsageError("vcpu_count: expected at least 1", field="vcpu_count")
+    if request.vcpu_count > limits.vcpus_per_guest:
+        raise _limit("vcpus_per_guest", limits.vcpus_per_guest, f"{request.vcpu_count} vCPUs in one guest")
+    for field, value, bits in (
+        ("cpuid_signature", request.cpuid_signature, 32),
+        ("ap_reset_address", request.ap_reset_address, 32),
+        ("vmsa_features", request.vmsa_features, 64),
+    ):
+        if not 0 <= value < 1 << bits:
+            raise UsageError(f"{field}: 0x{value:x} does not fit in {bits} bits", field=field)
+    if request.vcpu_count > 1 and not request.ap_reset_address:
+        raise UsageError("ap_reset_address: the vCPUs after the first need one", field="ap_reset_address")
+    if len(request.label) > MAX_LABEL or not request.label.isprintable():
+        raise UsageError(f"label: expected at most {MAX_LABEL} printable characters", field="label")
+
+
+class Ledger:
+    """What each identity holds."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._guests: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._watches: Counter[str] = Counter()
+
+    def check(self, caller: Caller, request: CreateGuest) -> None:
+        """Raises LimitReached if the caller may not have this guest too; metadata `limit`, `value`, `in_use`."""
+        if caller.role >= Role.ADMIN:
+            return
+        guests, held = self._guests[caller.owner], self._bytes[caller.owner]
+        if guests >= self._limits.guests:
+            raise _limit("guests", self._limits.guests, f"{guests + 1} guests of one identity", guests)
+        wanted = held + _bytes(request)
+        if wanted > self._limits.memory_bytes:
+            raise _limit(
+                "memory_bytes", self._limits.memory_bytes, f"{wanted} bytes of guest memory of one identity", held
+            )
+
+    def take(self, owner: str, request: CreateGuest) -> None:
+        """Counts a guest in."""
+        self._guests[owner] += 1
+        self._bytes[owner] += _bytes(request)
+
+    def give_back(self, owner: str, request: CreateGuest) -> None:
+        """Counts a guest out."""
+        _less(self._guests, owner, 1)
+        _less(self._bytes, owner, _bytes(request))
+
+    def take_watch(self, caller: Caller) -> None:
+        """Counts a watch stream in. Raises LimitReached."""
+        open_now = self._watches[caller.owner]
+        if caller.role < Role.ADMIN and open_now >= self._limits.watches:
+            raise _limit("watches", self._limits.watches, f"{open_now + 1} watch streams of one identity", open_now)
+        self._watches[caller.owner] += 1
+
+    def give_back_watch(self, caller: Caller) -> None:
+        """Counts a watch stream out."""
+        _less(self._watches, caller.owner, 1)
+
+    def held(self, owner: str) -> tuple[int, int, int]:
+        """Guests, bytes of memory and watch streams of an identity."""
+        return self._guests[owner], self._bytes[owner], self._watches[owner]
+
+
+def _bytes(request: CreateGuest) -> int:
+    return request.memory_bytes + request.firmware_bytes
+
+
+def _less(counter: Counter[str], key: str, amount: int) -> None:
+    counter[key] -= amount
+    if counter[key] <= 0:
+        del counter[key]
+
+
+def _limit(name: str, value: int, what: str, in_use: int | None = None) -> LimitReached:
+    metadata = {"limit": name, "value": str(value)}
+    if in_use is not None:
+        metadata["in_use"] = str(in_use)
+    return LimitReached(
+        f"{what}: the limit is {value}",
+        remedy="Delete guests that are no longer needed, or have the limit raised in the daemon's configuration.",
+        metadata=metadata,
+    )

@@ -1,0 +1,95 @@
+"""One hosted guest inside the daemon: what it is, how far its launch is, and its machine."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sev.errors import NotFound
+from sevd.guests.memory import MemoryMap
+from sevd.guests.model import CreateGuest, Guest, GuestState
+from sevd.guests.states import Step, after
+
+if TYPE_CHECKING:
+    from sevd.guests.machine import Machine
+
+
+class Hosted:
+    """A guest. Everything but `machine` belongs to the event loop.
+
+    Attributes:
+        request: What was asked for.
+        guest_id: Its id.
+        owner: Who created it.
+        state: State.
+        machine: Its VM; None once it was given up.
+        memory: Bounds of its memory and the pages that are part of the launch.
+        lock: Held by the step that is under way: steps of one guest follow each other.
+        stopping: It is to be deleted or given up; a step under way ends at the next piece.
+        sequence: Its place in the order of creation.
+    """
+
+    def __init__(self, request: CreateGuest, guest_id: str, owner: str, *, simulated: bool) -> None:
+        self.request = request
+        self.guest_id = guest_id
+        self.owner = owner
+        self.simulated = simulated
+        self.create_time = datetime.now(UTC)
+        self.state = GuestState.CREATED
+        self.policy = 0
+        self.launch_digest = b""
+        self.asid = 0
+        self.failure = ""
+        self.updated_pages = 0
+        self.machine: Machine | None = None
+        self.memory = MemoryMap(request.memory_bytes, request.firmware_bytes)
+        self.lock = asyncio.Lock()
+        self.stopping = False
+        self.sequence = 0
+
+    @property
+    def lane(self) -> str:
+        """The scheduler's lane of this guest."""
+        return f"{self.owner}/{self.guest_id}"
+
+    def view(self) -> Guest:
+        """The guest as it is now."""
+        return Guest(
+            guest_id=self.guest_id,
+            type=self.request.type,
+            state=self.state,
+            owner=self.owner,
+            vcpu_count=self.request.vcpu_count,
+            memory_bytes=self.request.memory_bytes,
+            create_time=self.create_time,
+            policy=self.policy,
+            launch_digest=self.launch_digest,
+            asid=self.asid,
+            failure=self.failure,
+            simulated=self.simulated,
+            label=self.request.label,
+            updated_pages=self.updated_pages,
+        )
+
+    def ready_for(self, step: Step) -> Machine:
+        """The machine, for a step that is possible now.
+
+        Raises:
+            NotFound: The guest is being deleted.
+            WrongState: The step is out of order.
+        """
+        if self.stopping and self.state is not GuestState.LOST:
+            raise self.gone()
+        after(self.state, step)
+        if self.machine is None:
+            raise self.gone()
+        return self.machine
+
+    def gone(self) -> NotFound:
+        """The answer to whoever comes while, or after, the guest is deleted."""
+        return NotFound(f"the guest {self.guest_id!r} was deleted", field="guest_id")
+
+    def writable(self, gpa: int, size: int) -> memoryview:
+        """The bytes of an address range, for a write. Raises as `ready_for`."""
+        return self.ready_for(Step.LOAD).memory(gpa, size)

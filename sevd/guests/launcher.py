@@ -1,0 +1,224 @@
+"""The launch steps themselves: what each does on the device worker, and what it leaves on the guest, failures included.
+
+Every step holds its guest's lock and runs to its end by itself (sevd.guests.work); the checks that need no device have
+been made before, and are made again under the lock, because steps that were queued may have changed the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from sev.errors import NotNow, SevError
+from sevd.guests.machine import Finish, Machine, SimulatedView, accepted_bytes
+from sevd.guests.model import PAGE, Guest, GuestState, Region
+from sevd.guests.states import Step, after
+from sevd.guests.work import Withdrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from sev.launch.seam import Kernel
+    from sevd.devices.quiet import Quiet
+    from sevd.devices.scheduler import Scheduler
+    from sevd.guests.admission import Ledger
+    from sevd.guests.hosted import Hosted
+    from sevd.guests.registry import Registry
+    from sevd.guests.watch import Watchers
+    from sevd.guests.work import Work
+
+    class Publisher(Protocol):
+        """Where events go (sevd.events.Events)."""
+
+        def publish(
+            self,
+            kind: str,
+            message: str,
+            guest_id: str = "",
+            owner: str | None = None,
+            details: Mapping[str, str] | None = None,
+        ) -> object: ...
+
+
+log = logging.getLogger(__name__)
+
+
+class Launcher:
+    """Takes guests through their states. See `Guests` for the arguments."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        events: Publisher,
+        *,
+        registry: Registry,
+        ledger: Ledger,
+        watchers: Watchers,
+        quiet: Quiet,
+        observer: SimulatedView | None,
+        changed: Callable[[], None],
+        chunk_bytes: int,
+        sev_path: str,
+        kvm_path: str,
+    ) -> None:
+        self._scheduler = scheduler
+        self._events = events
+        self._registry = registry
+        self._ledger = ledger
+        self._watchers = watchers
+        self._quiet = quiet
+        self._observer = observer
+        self._changed = changed
+        self._chunk = max(chunk_bytes // PAGE, 1) * PAGE
+        self._paths = (sev_path, kvm_path)
+        self.closed = False
+
+    async def create(self, guest: Hosted, factory: Callable[[], Kernel], work: Work) -> Guest:
+        """Makes the machine of a guest whose id and limits are reserved; on failure gives everything back."""
+        machine: Machine | None = None
+        try:
+            machine = await work.do(self._build, guest, factory)
+            work.check()
+            if self.closed:
+                raise NotNow("the daemon is stopping", remedy="Try again when it runs again.")
+        except BaseException:
+            self._registry.drop(guest.owner, guest.guest_id)
+            self._ledger.give_back(guest.owner, guest.request)
+            guest.machine = machine
+            await self._give_up(guest)
+            raise
+        guest.machine = machine
+        guest.asid = machine.asid
+        self._registry.add(guest)
+        self._become(guest, GuestState.CREATED, "guest.created", "was created")
+        return guest.view()
+
+    async def start(self, guest: Hosted, policy: int, gosvw: bytes, work: Work) -> Guest:
+        """SNP_LAUNCH_START. A refusal leaves the guest CREATED."""
+        async with guest.lock:
+            work.check()
+            guest.ready_for(Step.START)
+            await self._quiet.begin(guest.lane)
+            try:
+                machine = guest.ready_for(Step.START)  # it may have been deleted while a platform command ran
+                await work.do(machine.start, policy, gosvw)
+                state = after(guest.state, Step.START)
+            except BaseException:
+                self._quiet.end(guest.lane)
+                raise
+            guest.policy = policy
+            self._become(guest, state, "guest.launching", "began its launch", {"policy": f"0x{policy:x}"})
+            return guest.view()
+
+    async def update(self, guest: Hosted, regions: tuple[Region, ...], work: Work) -> Guest:
+        """SNP_LAUNCH_UPDATE, cut into pieces so that other guests get their turns in between."""
+        async with guest.lock:
+            work.check()
+            guest.ready_for(Step.UPDATE)
+            guest.memory.check_regions(regions)
+            taken, before = guest.memory.taken, guest.updated_pages
+            for region in regions:
+                taken.add(region.gpa, region.gpa + region.size)
+            pieces = list(self._pieces(regions))
+            issued = 0
+            try:
+                for number, (index, gpa, size) in enumerate(pieces):
+                    machine = guest.ready_for(Step.UPDATE)
+                    self._quiet.touch(guest.lane)
+                    try:
+                        await work.do(machine.update, gpa, size, regions[index].page_type)
+                    except SevError as error:
+                        done = accepted_bytes(error)
+                        guest.updated_pages += done // PAGE
+                        pieces[number] = (index, gpa + done, size - done)
+                        error.metadata.setdefault("region", str(index))
+                        error.metadata.setdefault("gpa", f"0x{gpa + done:x}")
+                        raise
+                    issued = number + 1
+                    guest.updated_pages += size // PAGE
+            finally:
+                for _, gpa, size in pieces[issued:]:
+                    taken.remove(gpa, gpa + size)
+                if guest.updated_pages != before:
+                    self._watchers.publish(guest.view())
+            return guest.view()
+
+    async def finish(self, guest: Hosted, finish: Finish, work: Work) -> Guest:
+        """SNP_LAUNCH_FINISH. Once it was issued a failure is final: KVM has measured the vCPUs, which happens once."""
+        async with guest.lock:
+            work.check()
+            machine = guest.ready_for(Step.FINISH)
+            self._quiet.touch(guest.lane)
+            try:
+                digest = await work.do(machine.finish, finish)
+                state = after(guest.state, Step.FINISH)
+            except Withdrawn:
+                raise
+            except SevError as error:
+                if work.issued and guest.state is GuestState.LAUNCHING:
+                    guest.failure = error.message
+                    self._quiet.end(guest.lane)
+                    self._become(guest, GuestState.FAILED, "guest.failed", f"failed to launch: {error.message}")
+                raise
+            self._quiet.end(guest.lane)
+            guest.launch_digest = digest
+            self._become(guest, state, "guest.ready", "is launched", {"launch_digest": digest.hex()})
+            return guest.view()
+
+    async def delete(self, guest: Hosted) -> None:
+        """Gives up everything that the guest holds, then forgets it."""
+        async with guest.lock:
+            if guest.state is GuestState.DELETED:
+                raise guest.gone()
+            await self._give_up(guest)
+            self._registry.remove(guest)
+            self._ledger.give_back(guest.owner, guest.request)
+            self._become(guest, GuestState.DELETED, "guest.deleted", "was deleted")
+
+    async def lose(self, reason: str) -> None:
+        """Every guest is LOST, and what it held is given back."""
+        for guest in self._registry:
+            if guest.state not in (GuestState.LOST, GuestState.DELETED):
+                guest.stopping = True
+                guest.failure = reason
+                self._become(guest, GuestState.LOST, "guest.lost", f"was lost: {reason}")
+        for guest in self._registry:
+            async with guest.lock:
+                await self._give_up(guest)
+
+    def _build(self, guest: Hosted, factory: Callable[[], Kernel]) -> Machine:
+        """Runs on the worker."""
+        sev_path, kvm_path = self._paths
+        machine = Machine(factory(), self._observer, sev_path=sev_path, kvm_path=kvm_path)
+        machine.create(guest.request)
+        return machine
+
+    def _pieces(self, regions: tuple[Region, ...]) -> Iterator[tuple[int, int, int]]:
+        """(index of the region, address, bytes) of every piece, in order."""
+        for index, region in enumerate(regions):
+            for offset in range(0, region.size, self._chunk):
+                yield index, region.gpa + offset, min(self._chunk, region.size - offset)
+
+    async def _give_up(self, guest: Hosted) -> None:
+        """Closes the machine. A close that fails is logged: there is nothing else left to try."""
+        self._quiet.end(guest.lane)
+        machine, guest.machine = guest.machine, None
+        if machine is not None:
+            try:
+                try:
+                    await self._scheduler.release(guest.lane, machine.close).done()
+                except NotNow:  # the worker has ended: nothing of this guest runs any more
+                    await asyncio.to_thread(machine.close)
+            except Exception:
+                log.exception("the machine of guest %s could not be closed", guest.lane)
+        self._changed()
+
+    def _become(
+        self, guest: Hosted, state: GuestState, kind: str, what: str, details: Mapping[str, str] | None = None
+    ) -> None:
+        """A new state, told to watchers and as an event that only the owner and administrators see."""
+        guest.state = state
+        self._watchers.publish(guest.view())
+        self._changed()
+        self._events.publish(kind, f"guest {guest.guest_id} {what}", guest.guest_id, guest.owner, details)

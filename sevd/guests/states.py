@@ -1,0 +1,78 @@
+"""The launch state machine of a hosted guest: the one place that says which step is possible in which state.
+
+    (create) ── CREATED ── start_launch ──> LAUNCHING ── finish_launch ──> READY
+                load_memory                 load_memory
+                                            update_launch
+
+    any of these ── the launch failed for good ──> FAILED          (a failed finish_launch, the daemon's own failure)
+    any of these ── the platform lost it ──> LOST                  (power loss, the daemon's end)
+    any of all   ── delete_guest ──> DELETED
+
+A start_launch that the firmware or the kernel refuses leaves the guest CREATED: it may be started again with another
+policy. An update_launch that is refused leaves it LAUNCHING, with the pages that were accepted before.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sev.errors import WrongState
+from sevd.guests.model import GuestState
+
+S = GuestState
+
+
+class Step(StrEnum):
+    """What a caller may do with a guest, spelt as the client's methods are."""
+
+    LOAD = "load_memory"
+    START = "start_launch"
+    UPDATE = "update_launch"
+    FINISH = "finish_launch"
+    PLAY = "guest_report"
+    """Reports and keys of a launched guest; on simulated hosts only."""
+    DELETE = "delete_guest"
+
+
+AFTER: dict[GuestState, dict[Step, GuestState]] = {
+    S.CREATED: {Step.LOAD: S.CREATED, Step.START: S.LAUNCHING, Step.DELETE: S.DELETED},
+    S.LAUNCHING: {
+        Step.LOAD: S.LAUNCHING,
+        Step.UPDATE: S.LAUNCHING,
+        Step.FINISH: S.READY,
+        Step.DELETE: S.DELETED,
+    },
+    S.READY: {Step.PLAY: S.READY, Step.DELETE: S.DELETED},
+    S.FAILED: {Step.DELETE: S.DELETED},
+    S.LOST: {Step.DELETE: S.DELETED},
+    S.DELETED: {},
+}
+"""The state after each step that is possible in a state."""
+
+ENDED = frozenset({S.FAILED, S.LOST, S.DELETED})
+"""States that only a deletion leaves, if anything does."""
+
+
+def after(state: GuestState, step: Step) -> GuestState:
+    """The state after a step.
+
+    Raises:
+        WrongState: The step is out of order; metadata `state` and `allowed` (steps, comma-separated).
+    """
+    steps = AFTER[state]
+    if step in steps:
+        return steps[step]
+    allowed = ", ".join(steps) or "nothing"
+    raise WrongState(
+        f"{step} is not possible while the guest is {state.name}; possible now: {allowed}",
+        remedy=_REMEDIES.get(state, "Take the steps in order: start_launch, update_launch, finish_launch."),
+        command=step,
+        metadata={"state": state.name, "allowed": ",".join(steps)},
+    )
+
+
+_REMEDIES = {
+    S.READY: "The guest is launched and measured: that cannot be repeated. Create another one.",
+    S.FAILED: "The launch failed for good: delete the guest and create another one.",
+    S.LOST: "The platform lost the guest: delete it and create another one.",
+}
