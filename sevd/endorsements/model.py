@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from sev.abi.tcb import TcbVersion
+    from sev.products import Product
 
 
 class EndorsementKind(IntEnum):
@@ -54,3 +55,19 @@ class EndorsementSet:
     certificate_table: bytes
     missing: tuple[str, ...]
     simulated: bool
+
+
+class ChipIdentity(NamedTuple):
+    """What certificates must fit: this chip, as it reports now.
+
+    Attributes:
+        product: Processor line.
+        chip_id: 64 bytes, or 8 from Turin on.
+        reported_tcb: The TCB that reports show.
+        vlek_loaded: Reports are signed by a VLEK unless the guest asks otherwise.
+    """
+
+    product: Product
+    chip_id: bytes
+    reported_tcb: TcbVersion
+    vlek_loaded: bool

@@ -11,10 +11,10 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from sev.errors import NotNow, SevError
+from sevd.devices.work import Withdrawn
 from sevd.guests.machine import Finish, Machine, SimulatedView, accepted_bytes
 from sevd.guests.model import PAGE, Guest, GuestState, Region
 from sevd.guests.states import Step, after
-from sevd.guests.work import Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from sev.launch.seam import Kernel
     from sevd.devices.quiet import Quiet
     from sevd.devices.scheduler import Scheduler
+    from sevd.devices.work import Work
     from sevd.guests.admission import Ledger
     from sevd.guests.hosted import Hosted
     from sevd.guests.registry import Registry
     from sevd.guests.watch import Watchers
-    from sevd.guests.work import Work
 
     class Publisher(Protocol):
         """Where events go (sevd.events.Events)."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sev.errors import DeviceMissing, MalformedInput, NotNow, NotPermitted, UsageError
 from sevd.devices.quiet import Quiet
+from sevd.devices.work import Steps, Work
 from sevd.guests.admission import Ledger, check_create
 from sevd.guests.hosted import Hosted
 from sevd.guests.launcher import Launcher
@@ -21,7 +22,6 @@ from sevd.guests.model import CreateGuest, Guest, Region
 from sevd.guests.registry import Registry
 from sevd.guests.states import Step, after
 from sevd.guests.watch import Watch, Watchers
-from sevd.guests.work import Steps, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

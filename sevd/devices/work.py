@@ -1,7 +1,7 @@
-"""A step of a guest that outlives its caller, so that nothing is left half done when a client goes away.
+"""A step that outlives its caller, so that nothing is left half done when a client goes away.
 
 The step runs as a task of its own. If its caller is cancelled, the piece of device work that waits is taken back, the
-step ends at the next piece, and what the firmware did until then is recorded on the guest.
+step ends at the next piece, and what the firmware did until then is recorded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Work:
             raise Withdrawn
 
     async def do(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """One piece of device work, in the order of the guest's lane.
+        """One piece of device work, in the order of its lane.
 
         Raises:
             Withdrawn: It was not issued, because the caller is gone.
@@ -75,15 +75,15 @@ class Work:
         except SevError:
             raise
         except Exception as error:
-            log.exception("device work failed: %s", self._lane)
-            raise InternalError(f"{type(error).__name__} in the launch driver") from error
+            log.exception("device work failed in lane %s", self._lane)
+            raise InternalError(f"{type(error).__name__} in the device driver") from error
         finally:
             self.issued = job.future.done() and not job.future.cancelled()
             self._job = None
 
 
 class Steps:
-    """Steps under way, of all guests."""
+    """Steps under way."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()

@@ -1,0 +1,99 @@
+"""The daemon's own /dev/sev: opened when first needed, used on the device worker only, in the platform's lane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from sev.errors import DeviceMissing, NotPermitted
+from sev.launch.platform import SevDevice
+from sevd.devices.work import Steps, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from sev.launch.seam import Kernel
+    from sevd.devices.scheduler import Scheduler
+
+T = TypeVar("T")
+
+LANE = "platform"
+"""The scheduler's lane of platform commands. Lanes of guests contain a slash."""
+
+
+class PlatformDevice:
+    """The platform's commands, one after the other.
+
+    Args:
+        kernel: The kernel as the daemon sees it; None while the device is missing.
+        scheduler: Where commands run.
+        path: The device.
+        missing: What is missing, one sentence each; told where `kernel` is None.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel | None,
+        scheduler: Scheduler,
+        *,
+        path: str = "/dev/sev",
+        missing: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._kernel = kernel
+        self._scheduler = scheduler
+        self._path = path
+        self._missing = missing
+        self._device: SevDevice | None = None
+        self._steps = Steps()
+
+    @property
+    def present(self) -> bool:
+        """There is a device to ask; whether it answers is another matter."""
+        return self._kernel is not None
+
+    def require(self) -> None:
+        """Raises DeviceMissing, with the list of what is missing, where there is no device."""
+        if self._kernel is None:
+            missing = list(self._missing())
+            raise DeviceMissing(
+                " ".join(["there is no SEV platform here.", *missing]), metadata={"missing": "\n".join(missing)}
+            )
+
+    def busy_for(self) -> float:
+        """Seconds for which the device worker has been in one command."""
+        return self._scheduler.busy_for()
+
+    def work(self) -> Work:
+        """A step of the platform, to be run by `step`."""
+        self.require()
+        return Work(self._scheduler, LANE)
+
+    async def step(self, step: Coroutine[object, object, T], work: Work) -> T:
+        """Runs a step to its end; a caller that goes away takes back only what was not issued."""
+        return await self._steps.run(step, work)
+
+    def ask(self, function: Callable[[SevDevice], T], work: Work | None = None) -> Awaitable[T]:
+        """One piece of work with the open device, on the worker.
+
+        Raises:
+            DeviceMissing: There is no device, or SNP is not initialised.
+            FirmwareError, KernelError: Refused.
+        """
+        return (work or self.work()).do(self._ask, function)
+
+    async def close(self) -> None:
+        """Waits for steps under way and closes the descriptor."""
+        await self._steps.drain(5)
+        device, self._device = self._device, None
+        if device is not None:
+            device.close()
+
+    def _ask(self, function: Callable[[SevDevice], T]) -> T:
+        if self._device is None:
+            self.require()
+            assert self._kernel is not None
+            try:
+                self._device = SevDevice(self._kernel, self._path)
+            except NotPermitted:
+                # Reading is enough for the status; a command that writes will say that it is not.
+                self._device = SevDevice(self._kernel, self._path, writable=False)
+        return function(self._device)
