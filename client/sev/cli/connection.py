@@ -1,0 +1,42 @@
+"""The daemon that a command talks to: which one is said with -v, and a simulated one is always called so."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+    from sev.cli.output import Output
+    from sev.client import Host
+
+SIMULATED = "SIMULATED: this host is a simulation; nothing here protects anything."
+"""The mark, on stderr."""
+
+
+@contextmanager
+def connected(args: Namespace, out: Output, *, mark: bool = True) -> Iterator[Host]:
+    """The daemon that the options name; marks a simulated host unless the caller does it (`mark_simulated`).
+
+    Raises:
+        SevError: As of `sev.connect`; where `mark` is set, also if the daemon does not answer.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log lines would land between ours on stderr
+    from sev.client import connect
+
+    with connect(
+        args.socket, timeout=args.timeout, tls_cert=args.tls_cert, tls_key=args.tls_key, tls_ca=args.tls_ca
+    ) as host:
+        out.detail(f"sev: using {host.target.address} ({host.target.why})")
+        if mark:
+            mark_simulated(out, host.host().simulated)
+        yield host
+
+
+def mark_simulated(out: Output, simulated: bool) -> None:
+    """Says on stderr that an answer comes from a simulated host."""
+    if simulated:
+        out.note(SIMULATED)

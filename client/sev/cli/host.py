@@ -1,0 +1,69 @@
+"""`sev host`: what this host is."""
+
+from __future__ import annotations
+
+from sev.cli.parser import examples
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from sev.cli.output import Output
+    from sev.model import HostInfo
+
+_SHOW = """\
+Asks the daemon what this host is: processor line, firmware, kernel, ASIDs in use,
+which guests can be launched, and what is missing where they cannot.
+
+ASIDs are the host's numbers for protected guests. SEV-ES and SEV-SNP guests share
+one range; when it is full, no more of them can be launched.
+"""
+
+_TECHNOLOGIES = {"sev": "SEV", "sev-es": "SEV-ES", "sev-snp": "SEV-SNP"}
+
+
+def build(parser: ArgumentParser) -> None:
+    """Adds the verbs."""
+    verbs = parser.add_subparsers()
+    show = verbs.add_parser("show", help="product, firmware, kernel, ASIDs", description=_SHOW)
+    examples(
+        show,
+        ("sev host show", "what this host is"),
+        ("sev host show --json | jq .asids.sev_es", "how many SEV-ES and SEV-SNP guests fit"),
+        notes="JSON: product, simulated, firmware, api_version, kernel, asids {sev, sev_es: {total, in_use}},\n"
+        "chip_id, technologies, missing, device_health, guest_count, cpu, daemon_version; null if not known.",
+    )
+    show.set_defaults(run=_show)
+
+
+def _show(args: Namespace, out: Output) -> int:
+    from sev.cli.connection import connected, mark_simulated
+
+    with connected(args, out, mark=False) as host:
+        info = host.host()
+    mark_simulated(out, info.simulated)
+    out.result(info.document(), text(info))
+    return 0
+
+
+def text(info: HostInfo) -> str:
+    """The host for people."""
+    from sev.cli.tables import facts
+
+    able = ", ".join(_TECHNOLOGIES.get(name, name) for name in info.technologies)
+    return facts(
+        (
+            ("product", (info.product.capitalize() or "unknown") + (" (simulated)" if info.simulated else "")),
+            ("CPU", f"family {info.cpu_family}, model {info.cpu_model}, stepping {info.cpu_stepping}"),
+            ("firmware", f"{info.firmware} (API {info.api_version})" if info.firmware else "unknown"),
+            ("kernel", info.kernel),
+            ("can launch", able or "nothing"),
+            ("guests", info.guest_count),
+            ("SEV ASIDs", f"{info.sev_asids.in_use} of {info.sev_asids.total} in use"),
+            ("SEV-ES/SNP ASIDs", f"{info.sev_es_asids.in_use} of {info.sev_es_asids.total} in use"),
+            ("chip id", info.chip_id.hex() or "unknown"),
+            ("device", info.device_health),
+            ("missing", "\n".join(info.missing)),
+            ("daemon", f"sevd {info.daemon_version}"),
+        )
+    )
