@@ -1,0 +1,260 @@
+"""The accept loop: takes connections, finds out who is there, and joins those who may to the private gRPC server.
+
+gRPC cannot tell who is at the other end of a Unix socket. It does tell the *name* of the socket that dialled it: so
+every connection is dialled on from a socket bound to an abstract name of our making (a counter and 128 random bits),
+on a listener in a directory that nobody else can enter, and a handler looks that name up here. Nothing is ever read
+out of the name itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sev.errors import LimitReached, NotPermitted, SevError
+from sevd.access.identity import Caller
+from sevd.access.listeners import Listener
+from sevd.access.peer import Peer, peer_of
+from sevd.access.policy import AccessPolicy
+from sevd.access.relay import Relay
+from sevd.audit import Audit
+
+ACCEPTS_PER_WAKE = 64
+"""Connections taken in one go, before calls are served again."""
+
+PAUSE_SECONDS = 0.1
+"""How long nothing is accepted after the process ran out of descriptors or memory."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Account:
+    """What one identity uses at the moment.
+
+    Attributes:
+        owner: The identity.
+        connections: Open connections.
+        calls: Calls in flight.
+    """
+
+    owner: str
+    connections: int = 0
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Connection:
+    """One admitted connection.
+
+    Attributes:
+        name: What gRPC reports as its peer.
+        caller: Who is there.
+        peer: The process as the kernel told.
+        listener: The socket that it came through.
+        account: What its identity uses.
+        relay: The bytes' way to the server; None once it has ended.
+    """
+
+    name: str
+    caller: Caller
+    peer: Peer
+    listener: Listener
+    account: Account
+    relay: Relay | None = None
+    _unit: str | None = None
+
+    def unit(self) -> str:
+        """The systemd unit of the caller, looked up when first asked for; empty if it cannot be told."""
+        if self._unit is None:
+            self._unit = self.peer.unit()
+        return self._unit
+
+    @property
+    def open(self) -> bool:
+        """Whether the caller is still connected."""
+        return self.relay is not None
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """How many connections there may be.
+
+    Attributes:
+        connections: In all.
+        connections_per_identity: Of one identity.
+    """
+
+    connections: int = 2048
+    connections_per_identity: int = 256
+
+
+class Gate:
+    """All listeners and all connections of one daemon. Lives on one event loop."""
+
+    def __init__(self, backend: str, policy: AccessPolicy, audit: Audit, limits: GateLimits | None = None) -> None:
+        """`backend` is the path on which the private gRPC server listens."""
+        self._backend = backend
+        self._policy = policy
+        self._audit = audit
+        self._limits = limits or GateLimits()
+        self._loop = asyncio.get_running_loop()
+        self._token = secrets.token_hex(16)
+        self._counter = itertools.count(1)
+        self._listeners: list[Listener] = []
+        self._accounts: dict[str, Account] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.connections: dict[str, Connection] = {}
+        """Open connections by what gRPC reports as their peer."""
+
+    def open(self, listeners: Iterable[Listener]) -> None:
+        """Starts to accept."""
+        for listener in listeners:
+            self._listeners.append(listener)
+            self._loop.add_reader(listener.socket.fileno(), self._accept, listener)
+
+    def stop_accepting(self) -> None:
+        """Accepts nothing more, and gives the paths up that were bound here."""
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.socket.fileno())
+            listener.close()
+        self._listeners.clear()
+
+    def replace(self, policy: AccessPolicy, limits: GateLimits) -> None:
+        """Takes another policy: open connections get their new role, or are closed if they have none any more."""
+        self._policy = policy
+        self._limits = limits
+        for connection in list(self.connections.values()):
+            kind = connection.listener.kind
+            caller = policy.caller(connection.peer, floor=kind.floor, ceiling=kind.ceiling)
+            if caller is not None:
+                connection.caller = caller
+            elif connection.relay is not None:
+                connection.relay.close()
+
+    async def drained(self, seconds: float) -> bool:
+        """Waits until every connection has ended; True if they have, False after `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        return not self.connections
+
+    def close(self) -> None:
+        """Ends everything at once."""
+        self.stop_accepting()
+        for connection in list(self.connections.values()):
+            if connection.relay is not None:
+                connection.relay.close()
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(ACCEPTS_PER_WAKE):
+            try:
+                client, _ = listener.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listener, error)
+                return
+            client.setblocking(False)
+            try:
+                self._admit(listener, client)
+            except SevError as error:
+                client.close()
+                log.warning("connection refused socket=%s: %s", listener.kind.name, error.message)
+            except OSError as error:
+                client.close()
+                log.warning("connection lost socket=%s: %s", listener.kind.name, os.strerror(error.errno or 0))
+
+    def _pause(self, listener: Listener, error: OSError) -> None:
+        """Out of descriptors or memory: what waits in the backlog is not lost, only late."""
+        log.error("cannot accept on socket=%s: %s", listener.kind.name, os.strerror(error.errno or 0))
+        self._loop.remove_reader(listener.socket.fileno())
+
+        def resume() -> None:
+            if listener in self._listeners:
+                self._loop.add_reader(listener.socket.fileno(), self._accept, listener)
+
+        self._loop.call_later(PAUSE_SECONDS, resume)
+
+    def _admit(self, listener: Listener, client: socket.socket) -> None:
+        """Joins a connection to the server. Raises SevError for one that may not, OSError for one that cannot be."""
+        try:
+            peer = peer_of(client)
+        except SevError as error:
+            self._audit.connection_refused(listener.kind.name, None, error)
+            raise
+        try:
+            caller = self._caller(listener, peer)
+            account = self._accounts.get(caller.owner) or Account(caller.owner)
+            self._check_limits(account)
+        except SevError as error:
+            self._audit.connection_refused(listener.kind.name, peer, error)
+            peer.close()
+            raise
+        name = f"sevd-{self._token}-{next(self._counter)}"
+        try:
+            server = self._dial(name)
+        except OSError:
+            peer.close()
+            raise
+        connection = Connection(f"unix-abstract:{name}", caller, peer, listener, account)
+        # Known before the first byte can reach the server.
+        self.connections[connection.name] = connection
+        self._accounts[caller.owner] = account
+        account.connections += 1
+        self._empty.clear()
+        connection.relay = Relay(self._loop, client, server, lambda: self._ended(connection))
+
+    def _caller(self, listener: Listener, peer: Peer) -> Caller:
+        caller = self._policy.caller(peer, floor=listener.kind.floor, ceiling=listener.kind.ceiling)
+        if caller is None:
+            raise NotPermitted(
+                f"uid {peer.uid} has no role on the socket {listener.kind.name}",
+                remedy="Ask for membership of the group that may use this daemon (usually sev).",
+            )
+        return caller
+
+    def _check_limits(self, account: Account) -> None:
+        if account.connections >= self._limits.connections_per_identity:
+            raise LimitReached(
+                f"{account.owner} has {account.connections} connections: no more are allowed to one identity",
+                remedy="Use one connection for many calls.",
+                metadata={"limit": "connections_per_identity", "value": str(self._limits.connections_per_identity)},
+            )
+        if len(self.connections) >= self._limits.connections:
+            raise LimitReached(
+                f"{len(self.connections)} connections are open: no more are allowed in all",
+                metadata={"limit": "connections", "value": str(self._limits.connections)},
+            )
+
+    def _dial(self, name: str) -> socket.socket:
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            server.bind(f"\0{name}")
+            server.connect(self._backend)
+        except OSError as error:
+            server.close()
+            if error.errno == errno.EAGAIN:
+                log.error("the server's own queue is full")
+            raise
+        return server
+
+    def _ended(self, connection: Connection) -> None:
+        connection.relay = None
+        connection.peer.close()
+        del self.connections[connection.name]
+        account = connection.account
+        account.connections -= 1
+        if not account.connections and not account.calls:
+            self._accounts.pop(account.owner, None)
+        if not self.connections:
+            self._empty.set()

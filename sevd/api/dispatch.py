@@ -1,0 +1,192 @@
+"""One dispatcher for all methods: it binds skins to descriptors and wraps each function in the frame of every call.
+
+A skin has one function per method of its service, named in snake case:
+
+- unary: `async def f(caller, request) -> response`;
+- server streaming: `def f(caller, request) -> AsyncIterator[response]`;
+- upload: `async def f(caller, chunks, trace) -> response`, where `chunks` yields serialised messages and the function
+  sets `trace.target`.
+
+A skin may have `cached(attribute) -> bytes | None` for reads with an empty request: serialised bytes that are right
+now. They go out without leaving the event loop and with nothing between them and gRPC but the role.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from sev.errors import Unreachable
+from sevd.access.identity import Caller
+from sevd.api.foreign import Foreign
+from sevd.api.frame import Frame, Trace
+from sevd.api.rules import Method, UndeclaredMethod, methods_of
+
+REQUEST_ID_TRAILER = "sevd-request-id"
+"""Trailing metadata key under which the id of a request comes back."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Unary: TypeAlias = Callable[[Caller, Any], Awaitable[Message]]
+Stream: TypeAlias = Callable[[Caller, Any], AsyncIterator[Message]]
+Upload: TypeAlias = Callable[[Caller, AsyncIterator[bytes], Trace], Awaitable[Message]]
+
+
+class Skin(Protocol):
+    """What serves one service."""
+
+    def cached(self, attribute: str) -> bytes | None:
+        """The serialised response of a read with an empty request, if it is at hand."""
+
+
+class Dispatcher(grpc.GenericRpcHandler):
+    """Finds the handler of a method by its path."""
+
+    def __init__(self, frame: Frame, skins: Mapping[ServiceDescriptor, Skin], foreign: Foreign) -> None:
+        """
+        Raises:
+            UndeclaredMethod: A method lacks its rules, or a skin its function.
+        """
+        self._foreign = foreign
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method, skin in _bound(skins):
+            function = getattr(skin, method.attribute, None)
+            if not callable(function):
+                raise UndeclaredMethod(
+                    f"{method.name} is declared, and {type(skin).__name__} has no {method.attribute}"
+                )
+            self._handlers[method.path] = _handler(frame, method, function, skin)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call; None (UNIMPLEMENTED) for a method that nobody declared."""
+        path = handler_call_details.method
+        return self._handlers.get(path) or self._foreign.handler(path)
+
+
+def _bound(skins: Mapping[ServiceDescriptor, Skin]) -> Iterable[tuple[Method, Skin]]:
+    for service, skin in skins.items():
+        for method in methods_of([service]):
+            yield method, skin
+
+
+def _handler(frame: Frame, method: Method, function: Any, skin: Skin) -> grpc.RpcMethodHandler[Any, Any]:
+    if method.uploads and method.streams:
+        raise UndeclaredMethod(f"{method.name} streams both ways, which this server does not offer")
+    if method.uploads:
+        return grpc.stream_unary_rpc_method_handler(_upload(frame, method, function))
+    if method.streams:
+        return grpc.unary_stream_rpc_method_handler(_stream(frame, method, function))
+    if method.mutating or skin.cached(method.attribute) is None:
+        return grpc.unary_unary_rpc_method_handler(_unary(frame, method, function))
+    slow = _unary(frame, method, function)
+    return grpc.unary_unary_rpc_method_handler(_fast(frame, method, skin, slow))
+
+
+def _fast(
+    frame: Frame, method: Method, skin: Skin, slow: Callable[[bytes, Context], Awaitable[bytes]]
+) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    """A read with an empty request from bytes at hand; everything else goes the usual way."""
+    connections, role, attribute, cached = frame.connections, method.role, method.attribute, skin.cached
+
+    async def behave(raw: bytes, context: Context) -> bytes:
+        if not raw:
+            connection = connections.get(context.peer())
+            if connection is not None and connection.caller.role >= role:
+                answer = cached(attribute)
+                if answer is not None:
+                    return answer
+        return await slow(raw, context)
+
+    return behave
+
+
+def _unary(frame: Frame, method: Method, function: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def behave(raw: bytes, context: Context) -> bytes:
+        trace, peer = Trace(method.name), context.peer()
+        connection = None
+        try:
+            connection = frame.enter(peer, method.role, method.name)
+            try:
+                caller = connection.caller
+                request = frame.read(method, raw, trace)
+                answer = await frame.act(method, connection, trace, raw, lambda: function(caller, request))
+            finally:
+                frame.leave(connection)
+        except asyncio.CancelledError:
+            frame.record(connection, trace, mutating=method.mutating, cancelled=True)
+            raise
+        except Exception as error:
+            lost = frame.failed(error, method.name, trace)
+            frame.record(connection or frame.connections.get(peer), trace, mutating=method.mutating)
+            await context.abort(lost.code, lost.message, lost.trailer)
+        frame.record(connection, trace, mutating=method.mutating)
+        if trace.request_id:
+            context.set_trailing_metadata(((REQUEST_ID_TRAILER, trace.request_id),))
+        return answer
+
+    return behave
+
+
+def _upload(
+    frame: Frame, method: Method, function: Upload
+) -> Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]]:
+    async def behave(chunks: AsyncIterator[bytes], context: Context) -> bytes:
+        trace, peer = Trace(method.name), context.peer()
+        connection = None
+        try:
+            connection = frame.enter(peer, method.role, method.name)
+            try:
+                if method.needs_device:
+                    frame.need_device(method.name)
+                answer = (await function(connection.caller, chunks, trace)).SerializeToString()
+            finally:
+                frame.leave(connection)
+        except asyncio.CancelledError:
+            frame.record(connection, trace, mutating=True, cancelled=True)
+            raise
+        except Exception as error:
+            lost = frame.failed(error, method.name, trace)
+            frame.record(connection or frame.connections.get(peer), trace, mutating=True)
+            await context.abort(lost.code, lost.message, lost.trailer)
+        frame.record(connection, trace, mutating=True)
+        return answer
+
+    return behave
+
+
+def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    async def behave(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+        trace, peer = Trace(method.name), context.peer()
+        connection = None
+        try:
+            connection = frame.enter(peer, method.role, method.name)
+            try:
+                messages = function(connection.caller, frame.read(method, raw, trace))
+                try:
+                    async for message in messages:
+                        yield message.SerializeToString()
+                finally:
+                    await _close(messages)
+                if frame.stopping:
+                    raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
+            finally:
+                frame.leave(connection)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            lost = frame.failed(error, method.name, trace)
+            frame.record(connection or frame.connections.get(peer), trace, mutating=False)
+            await context.abort(lost.code, lost.message, lost.trailer)
+
+    return behave
+
+
+async def _close(messages: AsyncIterator[Message]) -> None:
+    """Ends an iterator that may hold something (a subscription, a place among the watchers)."""
+    close = getattr(messages, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,279 @@
+"""What every call passes through, whatever it calls: identity, role, limits, the journal, the audit trail, errors."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from sev.errors import (
+    ConfirmationMissing,
+    DeviceMissing,
+    InternalError,
+    LimitReached,
+    MalformedInput,
+    NotFound,
+    NotPermitted,
+    SevError,
+    Unreachable,
+)
+from sevd.access.gate import Connection
+from sevd.access.roles import Role
+from sevd.api.faults import Failure, failure
+from sevd.api.once import Once, check_id
+from sevd.api.rules import Method
+from sevd.audit import Audit
+from sevd.journal import Outcome
+
+CALLS_PER_IDENTITY = 256
+"""Calls of one identity in flight, streams included."""
+
+_AUDITED = (NotPermitted, ConfirmationMissing, LimitReached, NotFound)
+"""Refusals that are recorded for calls that change nothing, too."""
+
+_NO_CONNECTION = "this connection did not come through the daemon's sockets"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Trace:
+    """What is known of one call while it runs, for its audit record.
+
+    Attributes:
+        method: Its name with the service.
+        started: time.monotonic() at its beginning.
+        target: What it is about: a guest's id, mostly.
+        request_id: Its request id.
+        validate_only: It was asked to change nothing.
+        repeated: It was answered from the journal.
+        error: What went wrong, if something did.
+    """
+
+    method: str
+    started: float = field(default_factory=time.monotonic)
+    target: str = ""
+    request_id: str = ""
+    validate_only: bool = False
+    repeated: bool = False
+    error: SevError | None = None
+
+
+class Frame:
+    """The surroundings of all calls of one daemon."""
+
+    def __init__(
+        self,
+        connections: Mapping[str, Connection],
+        audit: Audit,
+        once: Once,
+        missing: Callable[[], Sequence[str]],
+        *,
+        calls_per_identity: int = CALLS_PER_IDENTITY,
+    ) -> None:
+        """
+        Args:
+            connections: Admitted connections by what gRPC reports as their peer.
+            audit: Where records go.
+            once: Calls under request ids.
+            missing: What is missing for calls that need the device; nothing if it is there.
+            calls_per_identity: Calls of one identity in flight.
+        """
+        self.connections = connections
+        self.calls_per_identity = calls_per_identity
+        self.stopping = False
+        self._audit = audit
+        self._once = once
+        self._missing = missing
+
+    def enter(self, peer: str, role: Role | None, name: str) -> Connection:
+        """Who calls, counted in; to be followed by `leave`.
+
+        Raises:
+            Unreachable: The connection has ended, or never was one of ours.
+            NotPermitted: The caller's role does not suffice.
+            LimitReached: Too many calls of this identity are in flight.
+        """
+        connection = self.connections.get(peer)
+        if connection is None:
+            raise Unreachable(_NO_CONNECTION, remedy="Connect again, to the daemon's socket.")
+        caller, account = connection.caller, connection.account
+        if role is not None and caller.role < role:
+            raise NotPermitted(
+                f"{name} needs the role {role.text}; {caller.owner} is {caller.role.text} here",
+                remedy=_role_remedy(role),
+                metadata={"role": caller.role.text, "needed": role.text},
+            )
+        if account.calls >= self.calls_per_identity:
+            raise LimitReached(
+                f"{account.calls} calls of {caller.owner} are in flight: no more are allowed",
+                remedy="Wait for some of them to end.",
+                metadata={"limit": "calls_per_identity", "value": str(self.calls_per_identity)},
+            )
+        account.calls += 1
+        return connection
+
+    @staticmethod
+    def leave(connection: Connection) -> None:
+        """Counts a call out."""
+        connection.account.calls -= 1
+
+    def read(self, method: Method, raw: bytes, trace: Trace) -> Any:
+        """The request, with what holds for every method checked.
+
+        Raises:
+            MalformedInput: It is no message of the method's type.
+            ConfirmationMissing: The method is irreversible and was not confirmed.
+            DeviceMissing: The method needs the device, and it is missing.
+            UsageError: The request id is malformed.
+        """
+        try:
+            request: Any = method.request.FromString(raw)
+        except DecodeError:
+            raise MalformedInput(
+                f"the request is no {method.request.DESCRIPTOR.full_name}", remedy="Use a client of this API version."
+            ) from None
+        fields = method.fields
+        if "guest_id" in fields:
+            trace.target = request.guest_id[:64]
+        if "validate_only" in fields:
+            trace.validate_only = request.validate_only
+        if "request_id" in fields:
+            request_id = request.request_id
+            check_id(request_id)
+            trace.request_id = request_id
+        if method.destructive and not (request.confirm or trace.validate_only):
+            raise ConfirmationMissing(f"{method.name} cannot be undone and was not confirmed", field="confirm")
+        if method.needs_device:
+            self.need_device(method.name)
+        return request
+
+    def need_device(self, name: str) -> None:
+        """Raises DeviceMissing with everything that is missing, if something is."""
+        missing = list(self._missing())
+        if missing:
+            raise DeviceMissing(
+                f"{name} needs the device: {' '.join(missing)}", metadata={"missing": "\n".join(missing)}
+            )
+
+    async def act(
+        self,
+        method: Method,
+        connection: Connection,
+        trace: Trace,
+        raw: bytes,
+        function: Callable[[], Awaitable[Message]],
+    ) -> bytes:
+        """Does a unary call, under its request id if it has one; the serialised response.
+
+        Raises:
+            SevError: It failed.
+            Recorded: It failed, under a request id.
+        """
+        if not method.mutating or trace.validate_only or not trace.request_id:
+            return (await function()).SerializeToString()
+
+        async def outcome() -> Outcome:
+            try:
+                response = await function()
+            except SevError as error:
+                error.request_id = error.request_id or trace.request_id
+                trace.error = error
+                lost = failure(error)
+                return Outcome(lost.code.value[0], lost.details, lost.message, lost.reason)
+            except Exception as error:
+                trace.error = unexpected(error, method.name)
+                lost = failure(trace.error)
+                return Outcome(lost.code.value[0], lost.details, lost.message, lost.reason)
+            return Outcome(0, response.SerializeToString())
+
+        ended, trace.repeated = await self._once.run(
+            connection.caller.owner,
+            trace.request_id,
+            method.path,
+            hashlib.sha256(raw).hexdigest(),
+            outcome,
+            cancelled_by_caller=lambda: connection.open and not self.stopping,
+        )
+        if ended.code:
+            raise Recorded(ended)
+        return ended.content
+
+    def failed(self, error: Exception, name: str, trace: Trace) -> Failure:
+        """The wire form of whatever a call raised; unexpected errors are logged and answered without a trace."""
+        if isinstance(error, Recorded):
+            trace.error = trace.error or error.stand_in()
+            return error.as_failure()
+        if not isinstance(error, SevError):
+            error = unexpected(error, name)
+        error.request_id = error.request_id or trace.request_id
+        trace.error = error
+        return failure(error)
+
+    def record(self, connection: Connection | None, trace: Trace, *, mutating: bool, cancelled: bool = False) -> None:
+        """Leaves the audit record of a call, if it deserves one."""
+        error = trace.error
+        if connection is None or not (mutating or isinstance(error, _AUDITED)):
+            return
+        facts: dict[str, object] = {"method": trace.method, "target": trace.target, "request_id": trace.request_id}
+        if cancelled:
+            facts["result"] = "cancelled"
+        elif error is None:
+            facts["result"] = "done"
+        else:
+            facts["result"] = "failed" if type(error) is InternalError else "refused"
+            facts.update(reason=error.reason, message=error.message[:512])
+            facts.update(firmware_status=error.firmware_status, errno=error.errno)
+        if trace.validate_only:
+            facts["validate_only"] = True
+        if trace.repeated:
+            facts["repeated"] = True
+        facts["duration_ms"] = round((time.monotonic() - trace.started) * 1000, 1)
+        self._audit.call(connection.caller, connection.unit(), connection.listener.kind.name, facts)
+
+    async def drain(self, seconds: float) -> None:
+        """Waits for the calls under request ids."""
+        await self._once.drain(seconds)
+
+
+class Recorded(Exception):
+    """A failure that the journal has: it goes out as it was recorded."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+    def stand_in(self) -> SevError:
+        """An error for the audit record."""
+        error = SevError(self.outcome.message)
+        error.reason = self.outcome.reason
+        return error
+
+    def as_failure(self) -> Failure:
+        """Its wire form."""
+        code = next((code for code in grpc.StatusCode if code.value[0] == self.outcome.code), grpc.StatusCode.UNKNOWN)
+        return Failure(code, self.outcome.message, self.outcome.content, self.outcome.reason)
+
+
+def unexpected(error: Exception, name: str) -> InternalError:
+    """Logs a bug of ours under a short id, and answers the error that names the id and nothing else."""
+    incident = secrets.token_hex(4)
+    log.error("unexpected failure incident=%s method=%s", incident, name, exc_info=error)
+    return InternalError(
+        f"unexpected failure; the daemon's log has it under {incident}",
+        remedy="This is a bug in sevd; please report it with the lines of the daemon's log that name this incident.",
+        metadata={"incident": incident},
+    )
+
+
+def _role_remedy(role: Role) -> str:
+    if role is Role.ADMIN:
+        return "Ask an administrator of this host (root), or call as one."
+    return "Ask for membership of the group that may launch guests (usually sev)."
