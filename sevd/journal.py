@@ -39,7 +39,7 @@ SECONDS = 24 * 3600.0
 REWRITE_BYTES = 8 << 20
 """Size of the file above which it is rewritten."""
 
-LINE_BYTES = 1 << 20
+LINE_BYTES = 8 << 20
 """Longest line; what is longer was not written here."""
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -37,7 +38,13 @@ Upload: TypeAlias = Callable[[Caller, AsyncIterator[bytes], Trace], Awaitable[Me
 
 
 class Skin(Protocol):
-    """What serves one service."""
+    """What serves one service.
+
+    Attributes:
+        needs_device: False: its functions do without the device, whatever the methods declare.
+    """
+
+    needs_device: bool
 
     def cached(self, attribute: str) -> bytes | None:
         """The serialised response of a read with an empty request, if it is at hand."""
@@ -70,7 +77,7 @@ class Dispatcher(grpc.GenericRpcHandler):
 def _bound(skins: Mapping[ServiceDescriptor, Skin]) -> Iterable[tuple[Method, Skin]]:
     for service, skin in skins.items():
         for method in methods_of([service]):
-            yield method, skin
+            yield method if skin.needs_device else replace(method, needs_device=False), skin
 
 
 def _handler(frame: Frame, method: Method, function: Any, skin: Skin) -> grpc.RpcMethodHandler[Any, Any]:
@@ -167,6 +174,8 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, 
             try:
                 messages = function(connection.caller, frame.read(method, raw, trace))
                 try:
+                    # Tells the client that from here on nothing is missed.
+                    await context.send_initial_metadata(())
                     async for message in messages:
                         yield message.SerializeToString()
                 finally:

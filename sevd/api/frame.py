@@ -149,7 +149,7 @@ class Frame:
             request_id = request.request_id
             check_id(request_id)
             trace.request_id = request_id
-        if method.destructive and not (request.confirm or trace.validate_only):
+        if method.destructive and not request.confirm:
             raise ConfirmationMissing(f"{method.name} cannot be undone and was not confirmed", field="confirm")
         if method.needs_device:
             self.need_device(method.name)

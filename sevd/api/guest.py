@@ -1,0 +1,116 @@
+"""GuestService: hosted guests, every step of their launch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from sev.errors import UsageError
+from sev.v1 import guest_pb2 as pb
+from sevd.access.identity import Caller
+from sevd.api import messages
+from sevd.api.chunks import read_chunk
+from sevd.api.frame import Trace
+from sevd.api.skin import Messages, PlainSkin
+from sevd.guests.memory import MemoryLoader
+from sevd.guests.model import CreateGuest, GuestType, Region
+from sevd.guests.service import Guests
+
+_TYPES = {int(kind) for kind in GuestType}
+
+
+class GuestSkin(PlainSkin):
+    """Serves GuestService."""
+
+    def __init__(self, guests: Guests) -> None:
+        self._guests = guests
+
+    async def create_guest(self, caller: Caller, request: pb.CreateGuestRequest) -> pb.CreateGuestResponse:
+        """A VM with an ASID and empty memory."""
+        wanted = CreateGuest(
+            memory_bytes=request.memory_bytes,
+            firmware_bytes=request.firmware_bytes,
+            vcpu_count=request.vcpu_count,
+            cpuid_signature=request.cpuid_signature,
+            ap_reset_address=request.ap_reset_address,
+            vmsa_features=request.vmsa_features,
+            guest_id=request.guest_id,
+            # A number of a later version is no technology that is known here.
+            type=GuestType(request.type) if request.type in _TYPES else GuestType.UNSPECIFIED,
+            label=request.label,
+        )
+        guest = await self._guests.create(caller, wanted, validate_only=request.validate_only)
+        return pb.CreateGuestResponse(guest=messages.guest(guest))
+
+    async def load_guest_memory(
+        self, caller: Caller, chunks: AsyncIterator[bytes], trace: Trace
+    ) -> pb.LoadGuestMemoryResponse:
+        """Guest memory from a stream."""
+        loader: MemoryLoader | None = None
+        async for raw in chunks:
+            guest_id, gpa, data = read_chunk(raw)
+            if loader is None:
+                trace.target = guest_id[:64]
+                loader = await self._guests.load(caller, guest_id)
+            elif guest_id and guest_id != loader.guest_id:
+                raise UsageError(
+                    "guest_id: the stream names another guest in its middle",
+                    field="guest_id",
+                    remedy="Name the guest in the first message only.",
+                )
+            if data:
+                loader.write(gpa, data)
+        if loader is None:
+            raise UsageError("guest_id: the stream ended before it named a guest", field="guest_id")
+        return pb.LoadGuestMemoryResponse(loaded_bytes=loader.loaded_bytes)
+
+    async def start_guest_launch(
+        self, caller: Caller, request: pb.StartGuestLaunchRequest
+    ) -> pb.StartGuestLaunchResponse:
+        """SNP_LAUNCH_START."""
+        guest = await self._guests.start(
+            caller, request.guest_id, request.policy, request.gosvw, validate_only=request.validate_only
+        )
+        return pb.StartGuestLaunchResponse(guest=messages.guest(guest))
+
+    async def update_guest_launch(
+        self, caller: Caller, request: pb.UpdateGuestLaunchRequest
+    ) -> pb.UpdateGuestLaunchResponse:
+        """SNP_LAUNCH_UPDATE."""
+        regions = [Region(region.gpa, region.size_bytes, region.page_type) for region in request.regions]
+        guest = await self._guests.update(caller, request.guest_id, regions, validate_only=request.validate_only)
+        return pb.UpdateGuestLaunchResponse(guest=messages.guest(guest))
+
+    async def finish_guest_launch(
+        self, caller: Caller, request: pb.FinishGuestLaunchRequest
+    ) -> pb.FinishGuestLaunchResponse:
+        """SNP_LAUNCH_FINISH."""
+        guest = await self._guests.finish(
+            caller,
+            request.guest_id,
+            id_block=request.id_block,
+            id_auth=request.id_auth,
+            author_key_enabled=request.author_key_enabled,
+            vcek_disabled=request.vcek_disabled,
+            host_data=request.host_data,
+            validate_only=request.validate_only,
+        )
+        return pb.FinishGuestLaunchResponse(guest=messages.guest(guest))
+
+    async def get_guest(self, caller: Caller, request: pb.GetGuestRequest) -> pb.GetGuestResponse:
+        """One guest."""
+        return pb.GetGuestResponse(guest=messages.guest(self._guests.get(caller, request.guest_id)))
+
+    async def list_guests(self, caller: Caller, request: pb.ListGuestsRequest) -> pb.ListGuestsResponse:
+        """The guests that the caller may see."""
+        guests, token = self._guests.list(caller, request.page_size, request.page_token)
+        return pb.ListGuestsResponse(guests=[messages.guest(guest) for guest in guests], next_page_token=token)
+
+    def watch_guests(self, caller: Caller, request: pb.WatchGuestsRequest) -> AsyncIterator[pb.WatchGuestsResponse]:
+        """Guests as they are, then every change."""
+        watch = self._guests.watch(caller, request.guest_id)
+        return Messages(watch, lambda guest: pb.WatchGuestsResponse(guest=messages.guest(guest)))
+
+    async def delete_guest(self, caller: Caller, request: pb.DeleteGuestRequest) -> pb.DeleteGuestResponse:
+        """Ends a guest in any state."""
+        await self._guests.delete(caller, request.guest_id, validate_only=request.validate_only)
+        return pb.DeleteGuestResponse()

@@ -1,0 +1,43 @@
+"""HostService: what this host is, and what happens on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from sev.v1 import host_pb2 as pb
+from sevd.access.identity import Caller
+from sevd.api import messages
+from sevd.api.skin import Messages, PlainSkin
+from sevd.events import Events
+from sevd.platform.host import HostPlatform
+
+
+class HostSkin(PlainSkin):
+    """Serves HostService."""
+
+    def __init__(self, host: HostPlatform, events: Events) -> None:
+        self._host = host
+        self._events = events
+        self._version = -1
+        self._bytes = b""
+
+    def cached(self, attribute: str) -> bytes | None:
+        """GetHost from the bytes of the last view, as long as it is the last."""
+        return self._host_bytes() if attribute == "get_host" else None
+
+    async def get_host(self, caller: Caller, request: pb.GetHostRequest) -> pb.GetHostResponse:
+        """The host as it is now."""
+        return pb.GetHostResponse(host=messages.host(self._host.view()))
+
+    def watch_events(self, caller: Caller, request: pb.WatchEventsRequest) -> AsyncIterator[pb.WatchEventsResponse]:
+        """Events from now on that the caller may see."""
+        return Messages(
+            self._events.subscribe(caller), lambda event: pb.WatchEventsResponse(event=messages.event(event))
+        )
+
+    def _host_bytes(self) -> bytes:
+        view = self._host.view()  # looks again if something changed, and then counts the version up
+        if self._version != self._host.version:
+            self._bytes = pb.GetHostResponse(host=messages.host(view)).SerializeToString()
+            self._version = self._host.version
+        return self._bytes

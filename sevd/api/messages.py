@@ -1,0 +1,160 @@
+"""Values of the logic as messages, and the few that come the other way. Nothing is decided here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sev.abi.tcb import TcbVersion
+from sev.errors import UsageError
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, snp_platform_pb2, types_pb2
+from sevd.endorsements.model import Endorsement, EndorsementSet
+from sevd.events import Event
+from sevd.guests.model import Guest
+from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SnpStatusView
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """An aware datetime as a Timestamp."""
+    out = Timestamp()
+    out.FromDatetime(time.astimezone(UTC).replace(tzinfo=None))
+    return out
+
+
+def tcb(version: TcbVersion) -> types_pb2.TcbVersion:
+    """A TCB version: the components that its product has, and the raw integer."""
+    return types_pb2.TcbVersion(**version.components(), raw=version.raw)
+
+
+def wanted_tcb(message: types_pb2.TcbVersion) -> dict[str, int] | int:
+    """The TCB that a request asks for: the components it names, or the raw integer if it names none.
+
+    Raises:
+        UsageError: It names both, or nothing.
+    """
+    names = ("fmc", "bootloader", "tee", "snp", "microcode")
+    components = {name: int(getattr(message, name)) for name in names if message.HasField(name)}  # type: ignore[arg-type]
+    if components and message.raw:
+        raise UsageError(
+            "reported_tcb: it has components and a raw value",
+            field="reported_tcb",
+            remedy="Give the components, or the raw value alone.",
+        )
+    if components:
+        return components
+    if not message.raw:
+        raise UsageError(
+            "reported_tcb: it names no component and no raw value",
+            field="reported_tcb",
+            remedy="Leave it out to keep the reported TCB; to have it follow the committed one, reset the configuration.",
+        )
+    return int(message.raw)
+
+
+def firmware_version(version: FirmwareVersion) -> types_pb2.FirmwareVersion:
+    """A firmware version in parts."""
+    return types_pb2.FirmwareVersion(major=version.major, minor=version.minor, build=version.build)
+
+
+def asid_use(use: AsidUse) -> types_pb2.AsidUse:
+    """How many ASIDs exist and are in use."""
+    return types_pb2.AsidUse(total=use.total, in_use=use.in_use)
+
+
+def host(view: HostView) -> host_pb2.Host:
+    """What the host is."""
+    version = view.firmware_version
+    return host_pb2.Host(
+        product=view.product,
+        simulated=view.simulated,
+        firmware=view.firmware,
+        firmware_version=firmware_version(version) if version is not None else None,
+        kernel=view.kernel,
+        sev_asids=asid_use(view.sev_asids),
+        sev_es_asids=asid_use(view.sev_es_asids),
+        chip_id=view.chip_id,
+        technologies=view.technologies,
+        missing=view.missing,
+        device_health=host_pb2.DeviceHealth.ValueType(view.device_health),
+        daemon_version=view.daemon_version,
+        guest_count=view.guest_count,
+        cpu_family=view.cpu_family,
+        cpu_model=view.cpu_model,
+        cpu_stepping=view.cpu_stepping,
+    )
+
+
+def event(happened: Event) -> host_pb2.Event:
+    """Something that happened."""
+    return host_pb2.Event(
+        sequence=happened.sequence,
+        event_time=timestamp(happened.time),
+        kind=happened.kind,
+        guest_id=happened.guest_id,
+        message=happened.message,
+        simulated=happened.simulated,
+        details=happened.details,
+    )
+
+
+def snp_status(view: SnpStatusView) -> snp_platform_pb2.SnpStatus:
+    """The status of the SNP platform."""
+    return snp_platform_pb2.SnpStatus(
+        state=snp_platform_pb2.SnpState.ValueType(view.state),
+        firmware_version=firmware_version(view.firmware_version),
+        guest_count=view.guest_count,
+        current_tcb=tcb(view.current_tcb),
+        reported_tcb=tcb(view.reported_tcb),
+        committed_tcb=tcb(view.committed_tcb) if view.committed_tcb is not None else None,
+        mask_chip_id=view.mask_chip_id,
+        mask_chip_key=view.mask_chip_key,
+        vlek_loaded=view.vlek_loaded,
+        rmp_initialized=view.rmp_initialized,
+        alias_check_complete=view.alias_check_complete,
+        feature_info=view.feature_info,
+        rapl_dis=view.rapl_dis,
+        ciphertext_hiding_cap=view.ciphertext_hiding_cap,
+        ciphertext_hiding_en=view.ciphertext_hiding_en,
+        raw=view.raw,
+    )
+
+
+def guest(value: Guest) -> guest_pb2.Guest:
+    """A hosted guest."""
+    return guest_pb2.Guest(
+        guest_id=value.guest_id,
+        type=guest_pb2.GuestType.ValueType(value.type),
+        state=guest_pb2.GuestState.ValueType(value.state),
+        owner=value.owner,
+        vcpu_count=value.vcpu_count,
+        memory_bytes=value.memory_bytes,
+        policy=value.policy,
+        launch_digest=value.launch_digest,
+        asid=value.asid,
+        create_time=timestamp(value.create_time),
+        failure=value.failure,
+        simulated=value.simulated,
+        label=value.label,
+        updated_pages=value.updated_pages,
+    )
+
+
+def endorsement(value: Endorsement) -> endorsement_pb2.Endorsement:
+    """One certificate or list."""
+    return endorsement_pb2.Endorsement(
+        kind=endorsement_pb2.EndorsementKind.ValueType(value.kind),
+        der=value.der,
+        tcb=tcb(value.tcb) if value.tcb is not None else None,
+        origin=value.origin,
+    )
+
+
+def endorsement_set(value: EndorsementSet) -> endorsement_pb2.GetEndorsementsResponse:
+    """Everything that endorses this chip."""
+    return endorsement_pb2.GetEndorsementsResponse(
+        endorsements=[endorsement(one) for one in value.endorsements],
+        certificate_table=value.certificate_table,
+        missing=value.missing,
+        simulated=value.simulated,
+    )
