@@ -6,6 +6,7 @@ out: a hash object is copied (cheaper than making one), and pages are hashed in 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha384
 from struct import Struct
 
@@ -16,11 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_RECORD = Struct("<48s56sQ")
-"""A record: digest so far; contents with everything up to the address; address."""
-
-_WORDS_PER_PAGE = page_info.PAGE_SIZE // 8
-_ALL_ONES = (1 << 64) - 1
+_RECORD = Struct("<48s48s8sQ")
+"""A record: digest so far; contents; what lies between them and the address; address."""
 
 
 def add_run(digest: bytes, page_type: int, gpa: int, size: int) -> bytes:
@@ -33,10 +31,10 @@ def add_run(digest: bytes, page_type: int, gpa: int, size: int) -> bytes:
         size: Bytes, whole pages.
     """
     copy, pack = sha384().copy, _RECORD.pack
-    middle = page_info.head(page_info.EMPTY_DIGEST, page_type)
+    contents, middle = page_info.EMPTY_DIGEST, page_info.head(b"", page_type)
     for address in range(gpa, gpa + size, page_info.PAGE_SIZE):
         record = copy()
-        record.update(pack(digest, middle, address))
+        record.update(pack(digest, contents, middle, address))
         digest = record.digest()
     return digest
 
@@ -44,7 +42,7 @@ def add_run(digest: bytes, page_type: int, gpa: int, size: int) -> bytes:
 def add_pages(digest: bytes, gpa: int, data: bytes) -> bytes:
     """The digest after NORMAL pages with this content.
 
-    Pages of zeros and of ones, of which images are full, are hashed once: a word from the middle of each page tells
+    Pages of zeros and of ones, of which images are full, are hashed once: a byte from the middle of each page tells
     which ones to compare.
 
     Args:
@@ -53,20 +51,20 @@ def add_pages(digest: bytes, gpa: int, data: bytes) -> bytes:
         data: Whole pages.
     """
     sha, copy, pack, size = sha384, sha384().copy, _RECORD.pack, page_info.PAGE_SIZE
-    tail = page_info.head(b"", page_info.NORMAL)
+    middle = page_info.head(b"", page_info.NORMAL)
     view, same = memoryview(data), data.startswith
-    blanks = {0: bytes(size), _ALL_ONES: b"\xff" * size}
+    blanks = {byte: bytes((byte,)) * size for byte in (0, 0xFF)}
     hashed: dict[int, bytes] = {}
     offset = 0
-    for word in view.cast("Q")[_WORDS_PER_PAGE // 2 :: _WORDS_PER_PAGE].tolist():
-        if 0 < word < _ALL_ONES or not same(blanks[word], offset):
-            middle = sha(view[offset : offset + size]).digest() + tail
-        elif word in hashed:
-            middle = hashed[word]
+    for byte in data[size // 2 :: size]:
+        if 0 < byte < 0xFF or not same(blanks[byte], offset):
+            contents = sha(view[offset : offset + size]).digest()
+        elif byte in hashed:
+            contents = hashed[byte]
         else:
-            middle = hashed[word] = sha(blanks[word]).digest() + tail
+            contents = hashed[byte] = sha(blanks[byte]).digest()
         record = copy()
-        record.update(pack(digest, middle, gpa + offset))
+        record.update(pack(digest, contents, middle, gpa + offset))
         digest = record.digest()
         offset += size
     return digest
@@ -85,6 +83,7 @@ def add_vmsas(digest: bytes, pages: Sequence[bytes]) -> bytes:
     return digest
 
 
+@lru_cache(maxsize=64)
 def vmsa_contents(page: bytes) -> bytes:
     """The contents field of a VMSA page: SHA-384 of it with the TSC fields, which the firmware fills, as zeros."""
     if page[UNMEASURED] != bytes(16):

@@ -14,8 +14,8 @@ from hashlib import sha256
 from sev.errors import UsageError
 from sev.measurement.guids import mixed
 
-TABLE_SIZE = 176
-"""Bytes of the padded table."""
+_PADDED = 16
+"""The table's size is rounded up to a multiple of this."""
 
 
 def encode_command_line(text: str | None) -> bytes:
@@ -52,4 +52,4 @@ def table_of(kernel_hash: bytes, initrd_hash: bytes, append: str | None = None) 
     )
     body = b"".join(mixed(guid) + (50).to_bytes(2, "little") + digest for guid, digest in entries)
     header = mixed("9438d606-4f22-4cc9-b479-a793d411fd21") + (18 + len(body)).to_bytes(2, "little")
-    return (header + body).ljust(TABLE_SIZE, b"\0")
+    return (header + body).ljust(-(-(len(header) + len(body)) // _PADDED) * _PADDED, b"\0")

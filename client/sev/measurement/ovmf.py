@@ -31,9 +31,6 @@ PAGE_SIZE = 4096
 MAX_IMAGE = 256 << 20
 """Largest image that is read, in bytes; known ones are below 20 MiB."""
 
-MAX_SECTION_PAGES = 1 << 20
-"""Most pages of all sections together: what fits below 4 GiB."""
-
 FOOTER = mixed("96b582de-1fb2-45f7-baea-a366c55a082d")
 RESET_BLOCK = mixed("00f771de-1a7e-4fcb-890e-68c77e2fb44e")
 HASHES_TABLE = mixed("7255371f-3a3b-4b04-927b-1da6efa8d454")
@@ -177,25 +174,27 @@ class Image:
                 f"SEV metadata at {start:#x}: length {length} with {count} sections: "
                 f"expected {16 + 12 * count} to {len(data) - start}"
             )
-        sections = tuple(self._read_section(start + 16 + 12 * index) for index in range(count))
-        self._check_apart(sections)
-        return sections
+        at, sections, spans = start + 16, list[Section](), [(self.gpa, len(data))]
+        for gpa, size, kind in _SECTION.iter_unpack(data[at : at + 12 * count]):
+            if kind not in SECTION_NAMES:
+                self._refuse(f"SEV metadata section at {at:#x}: type {kind:#x} is not known")
+            if (gpa | size) % PAGE_SIZE or not size or gpa + size > FOUR_GIB:
+                self._refuse(
+                    f"SEV metadata section at {at:#x}: {size:#x} bytes at {gpa:#x}: expected whole pages below 4 GiB"
+                )
+            if size != PAGE_SIZE and kind in _ONE_PAGE:
+                self._refuse(
+                    f"SEV metadata section at {at:#x}: {SECTION_NAMES[kind]} has {size:#x} bytes: expected 0x1000"
+                )
+            sections.append(Section(gpa, size, kind))
+            spans.append((gpa, size))
+            at += 12
+        self._check_apart(spans)
+        return tuple(sections)
 
-    def _read_section(self, at: int) -> Section:
-        gpa, size, kind = _SECTION.unpack_from(self.data, at)
-        if kind not in SECTION_NAMES:
-            self._refuse(f"SEV metadata section at {at:#x}: type {kind:#x} is not known")
-        if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa + size > FOUR_GIB:
-            self._refuse(
-                f"SEV metadata section at {at:#x}: {size:#x} bytes at {gpa:#x}: expected whole pages below 4 GiB"
-            )
-        if kind in _ONE_PAGE and size != PAGE_SIZE:
-            self._refuse(f"SEV metadata section at {at:#x}: {SECTION_NAMES[kind]} has {size:#x} bytes: expected 0x1000")
-        return Section(gpa, size, kind)
-
-    def _check_apart(self, sections: tuple[Section, ...]) -> None:
+    def _check_apart(self, spans: list[tuple[int, int]]) -> None:
         """No page twice: the firmware would refuse the second, and the sum stays below 4 GiB."""
-        spans = sorted([(section.gpa, section.size) for section in sections] + [(self.gpa, len(self.data))])
+        spans.sort()
         end = 0
         for gpa, size in spans:
             if gpa < end:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_VCPUS = 4096
 """The most vCPUs that KVM can be built for."""
 
+HASHES_TABLE_SIZE = 176
+"""Bytes of a padded table of kernel hashes."""
+
 _SECTION_PAGES = {
     ovmf.SEC_MEM: page_info.ZERO,
     ovmf.SECRETS: page_info.SECRETS,
@@ -243,15 +246,15 @@ def _signature(maker: vmms.Vmm, vcpu_type: str | None, given: int | None) -> int
 
 
 def _hashes(kernel: bytes | None, initrd: bytes | None, append: str | None, table: bytes | None) -> bytes | None:
-    from sev.measurement import kernel_hashes
-
     if table is not None:
         if kernel is not None or initrd is not None or append is not None:
             raise UsageError("a table of kernel hashes and a kernel were given: give one of them", field="kernel")
-        if len(table) != kernel_hashes.TABLE_SIZE:
+        if len(table) != HASHES_TABLE_SIZE:
             raise UsageError(f"kernel_hashes: expected 176 bytes, not {len(table)}", field="kernel_hashes")
         return table
     if kernel is not None:
+        from sev.measurement import kernel_hashes
+
         return kernel_hashes.table(kernel, initrd, append)
     if initrd is not None or append is not None:
         raise UsageError(

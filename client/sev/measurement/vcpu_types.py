@@ -8,21 +8,40 @@ from __future__ import annotations
 from sev.errors import UsageError
 from sev.products import cpuid_signature
 
-_MODELS = (
-    # (name, family, model, stepping, versions known)
-    ("EPYC", 23, 1, 2, 5),
-    ("EPYC-IBPB", 23, 1, 2, 0),
-    ("EPYC-Rome", 23, 49, 0, 5),
-    ("EPYC-Milan", 25, 1, 1, 3),
-    ("EPYC-Genoa", 25, 17, 0, 2),
-    ("EPYC-Turin", 26, 0, 0, 2),
-)
+_EPYC = (23, 1, 2)
+_ROME = (23, 49, 0)
+_MILAN = (25, 1, 1)
+_GENOA = (25, 17, 0)
+_TURIN = (26, 0, 0)
 
-NAMES = tuple(
-    name + suffix
-    for name, _, _, _, versions in _MODELS
-    for suffix in ("", *(f"-v{version}" for version in range(1, versions + 1)))
-)
+MODELS = {
+    "EPYC": _EPYC,
+    "EPYC-v1": _EPYC,
+    "EPYC-v2": _EPYC,
+    "EPYC-v3": _EPYC,
+    "EPYC-v4": _EPYC,
+    "EPYC-v5": _EPYC,
+    "EPYC-IBPB": _EPYC,
+    "EPYC-Rome": _ROME,
+    "EPYC-Rome-v1": _ROME,
+    "EPYC-Rome-v2": _ROME,
+    "EPYC-Rome-v3": _ROME,
+    "EPYC-Rome-v4": _ROME,
+    "EPYC-Rome-v5": _ROME,
+    "EPYC-Milan": _MILAN,
+    "EPYC-Milan-v1": _MILAN,
+    "EPYC-Milan-v2": _MILAN,
+    "EPYC-Milan-v3": _MILAN,
+    "EPYC-Genoa": _GENOA,
+    "EPYC-Genoa-v1": _GENOA,
+    "EPYC-Genoa-v2": _GENOA,
+    "EPYC-Turin": _TURIN,
+    "EPYC-Turin-v1": _TURIN,
+    "EPYC-Turin-v2": _TURIN,
+}
+"""CPU model to (family, model, stepping)."""
+
+NAMES = tuple(MODELS)
 """Every name that `signature` takes."""
 
 
@@ -32,11 +51,12 @@ def signature(name: str) -> int:
     Raises:
         UsageError: There is no such model; names the nearest.
     """
-    wanted = name.strip().lower()
-    model, _, version = wanted.partition("-v")
-    for name_known, family, number, stepping, versions in _MODELS:
-        if model == name_known.lower() and (wanted == model or version in map(str, range(1, versions + 1))):
-            return cpuid_signature(family, number, stepping)
+    found = MODELS.get(name)
+    if found is None:
+        wanted = name.strip().lower()
+        found = next((numbers for known, numbers in MODELS.items() if known.lower() == wanted), None)
+    if found is not None:
+        return cpuid_signature(*found)
     from difflib import get_close_matches
 
     near = get_close_matches(name, NAMES, n=1)

@@ -15,6 +15,8 @@ Source: QEMU target/i386 (reset state); arch/x86/kvm/svm (EFER.SVME, CR4.MCE); p
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sev.abi import vmsa
 from sev.errors import UsageError
 
@@ -108,6 +110,7 @@ def by_name(name: str) -> Vmm:
     return found
 
 
+@lru_cache(maxsize=64)
 def save_area(vmm: Vmm, address: int, signature: int, features: int) -> bytes:
     """The VMSA page, 4096 bytes, of a vCPU that starts at `address` in real mode.
 
@@ -143,6 +146,7 @@ def save_area(vmm: Vmm, address: int, signature: int, features: int) -> bytes:
     )
 
 
+@lru_cache(maxsize=64)
 def svsm_save_area(address: int, signature: int, fcw: int = 0) -> bytes:
     """The VMSA page, 4096 bytes, of every vCPU that QEMU starts in an SVSM at `address`: flat 32-bit protected mode.
 
