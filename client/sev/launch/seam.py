@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     class Kernel(Protocol):
         """The kernel as one process sees it."""
 
-        memory: Memory
+        @property
+        def memory(self) -> Memory:
+            """The process's address space."""
 
         def open(self, path: str, flags: int) -> int:
             """open(2) of a device: a descriptor number. Raises OSError with the kernel's errno."""

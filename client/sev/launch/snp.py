@@ -187,8 +187,8 @@ class Snp:
 
     def finish(
         self,
-        id_block: bytes = b"",
-        id_auth: bytes = b"",
+        id_block: bytes | None = None,
+        id_auth: bytes | None = None,
         auth_key_en: bool = False,
         vcek_disabled: bool = False,
         host_data: bytes = bytes(32),
@@ -196,7 +196,7 @@ class Snp:
         """SNP_LAUNCH_FINISH: measures every vCPU, then checks the ID block. A failure ends this guest for good.
 
         Args:
-            id_block: 96 bytes, or empty for none.
+            id_block: 96 bytes; None or empty for none.
             id_auth: ID authentication page, 4096 bytes, with an ID block.
             auth_key_en: The authentication page has an author key.
             vcek_disabled: Forbid the VCEK for this guest's reports.
@@ -214,7 +214,7 @@ class Snp:
         placed: list[int] = []
         machine = self._alive()
         try:
-            if id_block:
+            if id_block and id_auth:
                 placed.append(memory.place(_exactly(id_block, kvm_sev.ID_BLOCK_SIZE, "id_block")))
                 placed.append(memory.place(_exactly(id_auth, kvm_sev.ID_AUTH_SIZE, "id_auth")))
             block, auth = placed or (0, 0)

@@ -1,0 +1,96 @@
+"""The address space of one simulated process: pieces of memory at made-up addresses (sev.launch.seam.Memory).
+
+Addresses are 47-bit, at pages, never given twice, with an unmapped page after every piece: whoever reads past the end
+or after `release` gets EFAULT.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import threading
+
+from sevd.simulator.errnos import fail
+
+PAGE = 4096
+BASE = 0x7000_0000_0000
+TASK_SIZE = 1 << 47
+
+
+class AddressSpace:
+    """What a process has placed, by address. Safe for use from several threads."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._views: list[memoryview] = []
+        self._next = BASE
+        self._lock = threading.Lock()
+
+    def place(self, data: bytes | bytearray | memoryview) -> int:
+        """Puts data at a new address, at a page. Writable data are shared, others copied.
+
+        Raises:
+            OSError: ENOMEM: the address space is used up.
+        """
+        view = memoryview(data)
+        if view.readonly:
+            view = memoryview(bytearray(view))
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
+        with self._lock:
+            address = self._next
+            after = address + (len(view) + 2 * PAGE - 1) // PAGE * PAGE
+            if after > TASK_SIZE:
+                fail(errno.ENOMEM)
+            self._next = after
+            self._starts.append(address)
+            self._views.append(view)
+        return address
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copies size bytes out. Raises OSError(EFAULT) if they are not all placed."""
+        return bytes(self.view(address, size))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copies data in. Raises OSError(EFAULT) if it does not fit what is placed there."""
+        self.view(address, len(data))[:] = data
+
+    def view(self, address: int, size: int) -> memoryview:
+        """The bytes themselves, writable. Raises OSError(EFAULT) if they are not all placed."""
+        view, offset = self._find(address)
+        if size < 0 or offset + size > len(view):
+            fail(errno.EFAULT)
+        return view[offset : offset + size]
+
+    def available(self, address: int) -> int:
+        """How many bytes can be read from this address on; 0 if nothing is placed there."""
+        try:
+            view, offset = self._find(address)
+        except OSError:
+            return 0
+        return len(view) - offset
+
+    def release(self, address: int) -> None:
+        """Gives a piece back. Raises OSError(EINVAL) if none starts there."""
+        with self._lock:
+            index = bisect.bisect_left(self._starts, address)
+            if index == len(self._starts) or self._starts[index] != address:
+                fail(errno.EINVAL)
+            del self._starts[index]
+            # Not released by force: a thread inside an ioctl may be using a part of it.
+            del self._views[index]
+
+    def clear(self) -> None:
+        """Gives everything back."""
+        with self._lock:
+            self._starts.clear()
+            self._views.clear()
+
+    def _find(self, address: int) -> tuple[memoryview, int]:
+        with self._lock:
+            index = bisect.bisect_right(self._starts, address) - 1
+            if index >= 0:
+                view, offset = self._views[index], address - self._starts[index]
+                if offset < len(view):
+                    return view, offset
+        return fail(errno.EFAULT)

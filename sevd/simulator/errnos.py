@@ -1,0 +1,39 @@
+"""Refusals inside the simulated kernel: OSError with an errno, and the status where the firmware refused."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+
+class FirmwareRefused(OSError):
+    """A firmware command failed: EIO towards the caller.
+
+    Attributes:
+        status: Firmware status.
+        pages_done: Pages that SNP_LAUNCH_UPDATE had added before.
+    """
+
+    def __init__(self, number: int, status: int, pages_done: int = 0) -> None:
+        super().__init__(number, os.strerror(number))
+        self.status = status
+        self.pages_done = pages_done
+
+
+class Reply:
+    """The `error` field of an envelope: None while the firmware was not reached, then its status."""
+
+    __slots__ = ("error",)
+
+    def __init__(self) -> None:
+        self.error: int | None = None
+
+
+def refusal(number: int) -> OSError:
+    """An OSError with this errno and its text."""
+    return OSError(number, os.strerror(number))
+
+
+def fail(number: int) -> NoReturn:
+    """Raises OSError with this errno."""
+    raise refusal(number)

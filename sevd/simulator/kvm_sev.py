@@ -1,0 +1,212 @@
+"""KVM_MEMORY_ENCRYPT_OP: the envelope's rules, initialisation and teardown (arch/x86/kvm/svm/sev.c).
+
+Not modelled yet: the launch, migration and debug commands of SEV and SEV-ES guests (ids 2 to 9, 11 to 13, 15 to 18, 20
+and 21). On an initialised guest, and with a descriptor that resolves, they answer EIO with firmware status UNSUPPORTED.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sev import status
+from sev.abi import kvm
+from sev.abi import kvm_sev as abi
+from sevd.simulator import kvm_snp
+from sevd.simulator.errnos import Reply, fail
+
+if TYPE_CHECKING:
+    from sevd.simulator.kvm_vm import Vm
+    from sevd.simulator.process import Process
+
+_MODERN = (kvm.VM_TYPE_SEV, kvm.VM_TYPE_SEV_ES, kvm.VM_TYPE_SNP)
+_FD_OF_CALLER = frozenset({abi.LAUNCH_START, abi.RECEIVE_START})
+_U64 = 1 << 64
+
+
+class SevState:
+    """SEV's part of a VM.
+
+    Attributes:
+        needs_init: A VM of a type that INIT2 must still initialise.
+        active: It has an ASID.
+        es: With encrypted state.
+        snp: SNP.
+        asid: Its ASID, 0 if none.
+        fd: The descriptor number that the start of the launch left; 0 before.
+        vmsa_features: SEV_FEATURES of its vCPUs.
+        ghcb_version: GHCB protocol version offered to it.
+        policy: Guest policy of the start.
+        context: The firmware's guest context, None before the start.
+        finished: The launch is finished.
+        certificates: The guest's certificate requests go to user space.
+        regions: Registered ranges of user memory, (address, size).
+    """
+
+    def __init__(self, vm_type: int) -> None:
+        self.needs_init = vm_type in _MODERN
+        self.active = False
+        self.es = False
+        self.snp = False
+        self.asid = 0
+        self.fd = 0
+        self.vmsa_features = 0
+        self.ghcb_version = 0
+        self.policy = 0
+        self.context: int | None = None
+        self.finished = False
+        self.certificates = False
+        self.regions: list[tuple[int, int]] = []
+
+
+def encrypt_op(vm: Vm, process: Process, argument: int) -> int:
+    """The ioctl, from the VM's owner. Raises OSError with KVM's errno."""
+    if not vm.module.sev:
+        fail(errno.ENOTTY)
+    if not argument:
+        return 0
+    memory = process.memory
+    command = abi.SevCmd.decode(memory.read(argument, abi.SevCmd.size()))
+    with vm.lock:
+        if vm.sev.snp and command.id < abi.SNP_MIN_ID:
+            fail(errno.EPERM)
+        handler = _handler(vm, command.id)
+        reply = Reply()
+        try:
+            handler(vm, process, command, reply)
+        finally:
+            error = command.error if reply.error is None else reply.error
+            memory.write(argument, abi.SevCmd(command.id, command.data, error, command.sev_fd).encode())
+    return 0
+
+
+def change_region(vm: Vm, process: Process, argument: int, *, add: bool) -> None:
+    """KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION. Raises OSError with KVM's errno."""
+    if not vm.module.sev:
+        fail(errno.ENOTTY)
+    region = kvm.EncRegion.decode(process.memory.read(argument, kvm.EncRegion.size()))
+    if not vm.sev.active:
+        fail(errno.ENOTTY)
+    key = (region.addr, region.size_bytes)
+    if not add:
+        if key not in vm.sev.regions:
+            fail(errno.EINVAL)
+        vm.sev.regions.remove(key)
+        return
+    if not region.size_bytes or region.addr + region.size_bytes >= _U64:
+        fail(errno.EINVAL)
+    if process.memory.available(region.addr) < region.size_bytes:
+        fail(errno.ENOMEM)
+    vm.sev.regions.append(key)
+
+
+def destroy(vm: Vm) -> None:
+    """The VM ends: context and ASID are given back. A context that cannot be decommissioned costs the ASID."""
+    sev = vm.sev
+    sev.regions.clear()
+    if not sev.active:
+        return
+    sev.active = False
+    pool = vm.module.asids["sev_es" if sev.es else "sev"]
+    context, sev.context = sev.context, None
+    if context is not None:
+        firmware = vm.module.ccp.firmware
+        try:
+            vm.module.ccp.call(Reply(), lambda: firmware.snp_decommission(context))
+        except OSError:
+            pool.leak(sev.asid)
+            return
+    pool.give(sev.asid)
+
+
+Handler = Callable[["Vm", "Process", abi.SevCmd, Reply], None]
+
+
+def _handler(vm: Vm, number: int) -> Handler:
+    """What answers an id; for unknown ones EINVAL, without copying back."""
+    if number == abi.SEV_ES_INIT and not vm.module.es:
+        fail(errno.ENOTTY)
+    handler = _HANDLERS.get(number)
+    if handler is not None:
+        return handler
+    if number > abi.SEND_CANCEL or number in abi.UNIMPLEMENTED:
+        fail(errno.EINVAL)
+    return _legacy
+
+
+def _legacy(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
+    sev = vm.sev
+    if not sev.active:
+        fail(errno.EINVAL if command.id == abi.RECEIVE_UPDATE_DATA else errno.ENOTTY)
+    if command.id == abi.LAUNCH_UPDATE_VMSA and not sev.es:
+        fail(errno.ENOTTY)
+    vm.module.ccp.resolve(process, command.sev_fd if command.id in _FD_OF_CALLER else sev.fd)
+    reply.error = status.UNSUPPORTED
+    fail(errno.EIO)
+
+
+def _init_legacy(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
+    del process
+    if vm.type != kvm.VM_TYPE_DEFAULT:
+        fail(errno.EINVAL)
+    es = command.id == abi.SEV_ES_INIT
+    _initialise(vm, abi.SevInit(ghcb_version=1 if es else 0), reply, es=es)
+
+
+def _init2(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
+    if not vm.sev.needs_init or vm.type not in _MODERN:
+        fail(errno.EINVAL)
+    request = abi.SevInit.decode(process.memory.read(command.data, abi.SevInit.size()))
+    _initialise(vm, request, reply, es=vm.type != kvm.VM_TYPE_SEV)
+
+
+def _initialise(vm: Vm, request: abi.SevInit, reply: Reply, *, es: bool) -> None:
+    """__sev_guest_init: the checks in their order, then ASID and platform."""
+    sev, module = vm.sev, vm.module
+    snp = vm.type == kvm.VM_TYPE_SNP
+    version = request.ghcb_version
+    wrong = (
+        vm.vcpus
+        or request.flags
+        or request.vmsa_features & ~module.vmsa_features(vm.type)
+        or version > abi.GHCB_VERSION_MAX
+        or (version and not es)
+        or (snp and version == 1)
+        or sev.active
+    )
+    if wrong:
+        fail(errno.EINVAL)
+    if es and not version:
+        version = abi.GHCB_VERSION_MAX
+    pool = module.asids["sev_es" if es else "sev"]
+    asid = pool.take()
+    try:
+        module.ccp.initialise(reply)
+    except OSError:
+        reply.error = reply.error or 0
+        pool.give(asid)
+        raise
+    # A platform that was up already leaves the caller's `error` as it was.
+    sev.active, sev.es, sev.snp, sev.asid = True, es, snp, asid
+    sev.vmsa_features = request.vmsa_features | (abi.VMSA_SNP_ACTIVE if snp else 0)
+    sev.ghcb_version = version
+    sev.needs_init = False
+
+
+def _enable_certificates(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
+    del process, command, reply
+    if not vm.sev.snp or vm.vcpus:
+        fail(errno.EINVAL)
+    vm.sev.certificates = True
+
+
+_HANDLERS: dict[int, Handler] = {
+    abi.SEV_INIT: _init_legacy,
+    abi.SEV_ES_INIT: _init_legacy,
+    abi.SEV_INIT2: _init2,
+    abi.SNP_LAUNCH_START: kvm_snp.launch_start,
+    abi.SNP_LAUNCH_UPDATE: kvm_snp.launch_update,
+    abi.SNP_LAUNCH_FINISH: kvm_snp.launch_finish,
+    abi.SNP_ENABLE_REQ_CERTS: _enable_certificates,
+}

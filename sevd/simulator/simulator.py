@@ -1,0 +1,282 @@
+"""The simulated host: firmware, ccp and KVM over one state directory, and processes on top.
+
+    simulator = Simulator.open(directory, product="genoa", firmware_version=None, seed=None)
+    process = simulator.process()                # a Kernel: /dev/sev and /dev/kvm, in a descriptor table of its own
+    …
+    simulator.close()
+
+What it answers beyond the kernel's interface (launch digest, reports and keys as a guest gets them, endorsements) is
+the model's own view, which real hardware shows nobody. Nothing here protects anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from sev import products
+from sev.abi.guest_message import KeyRequest
+from sev.abi.sev_device import SNP_VLEK_EN, SnpStatus
+from sev.errors import FirmwareError, UsageError, WrongState
+from sevd.devices.facts import HostFacts
+from sevd.simulator import hardware, kernel_era, versions
+from sevd.simulator.ccp import Ccp
+from sevd.simulator.firmware import Firmware
+from sevd.simulator.firmware_status import FirmwareStatus
+from sevd.simulator.kvm import Kvm
+from sevd.simulator.kvm_vm import VmFile
+from sevd.simulator.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sev.launch.seam import Kernel
+
+T = TypeVar("T")
+SEV_PATH = "/dev/sev"
+KVM_PATH = "/dev/kvm"
+REPORT_DATA_SIZE = 64
+SELECT_MITIGATIONS = 1 << 6
+"""GUEST_FIELD_SELECT: the launch mitigation vector, which makes the request one of version 2."""
+
+
+class GuestKeyRequest(Protocol):
+    """MSG_KEY_REQ as a guest sends it."""
+
+    @property
+    def root_key(self) -> int:
+        """0: VCEK or VLEK; 1: VMRK."""
+
+    @property
+    def key_selection(self) -> int:
+        """0: VLEK if one is loaded, else VCEK; 1: VCEK; 2: VLEK."""
+
+    @property
+    def guest_field_select(self) -> int:
+        """Fields mixed in, bits 0 to 6."""
+
+    @property
+    def vmpl(self) -> int:
+        """VMPL mixed in, 0 to 3."""
+
+    @property
+    def guest_svn(self) -> int:
+        """Guest SVN mixed in, if selected."""
+
+    @property
+    def tcb_version(self) -> int:
+        """TCB mixed in, if selected: the raw integer."""
+
+
+class Simulator:
+    """One simulated host, powered on. Safe for use from several threads."""
+
+    def __init__(self, firmware: Firmware, product: products.Product, era: kernel_era.KernelEra) -> None:
+        self._firmware = firmware
+        self._product = product
+        self._era = era
+        self._ccp = Ccp(firmware, era)
+        self._kvm = Kvm(self._ccp, hardware.of(product), product)
+        self._processes: set[Process] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        product: str,
+        firmware_version: str | None = None,
+        seed: int | None = None,
+        progress: Callable[[str], None] | None = None,
+        kernel_era_name: str = kernel_era.DEFAULT,
+    ) -> Simulator:
+        """Powers on the host whose state is in a directory; makes it, keys included, if there is none.
+
+        Args:
+            directory: State directory.
+            product: Processor line: milan, genoa or turin.
+            firmware_version: Such as "1.55.40"; None: what the state says, for a new one the line's newest.
+            seed: Makes a new host, and what is random in it, repeatable.
+            progress: Told what takes time.
+            kernel_era_name: Kernel generation (sevd.simulator.kernel_era).
+
+        Raises:
+            UsageError: No such product, version or era.
+            MalformedInput: The stored state is damaged.
+        """
+        line = products.by_name(product)
+        if kernel_era_name not in kernel_era.ERAS:
+            known = ", ".join(kernel_era.ERAS)
+            raise UsageError(f"no kernel era {kernel_era_name!r}: expected one of {known}", field="kernel_era")
+        version = versions.parse(firmware_version) if firmware_version else None
+        firmware = Firmware.open(directory, product=line, version=version, seed=seed, progress=progress)
+        return cls(firmware, line, kernel_era.ERAS[kernel_era_name])
+
+    def process(self) -> Process:
+        """A new simulated process.
+
+        Raises:
+            WrongState: The host was switched off.
+        """
+        with self._lock:
+            if self._closed:
+                raise WrongState("the simulated host was switched off", metadata={"state": "closed", "allowed": ""})
+            process = Process({SEV_PATH: self._ccp.open, KVM_PATH: self._kvm.open}, self._processes.discard)
+            self._processes.add(process)
+            return process
+
+    def close(self) -> None:
+        """Ends every process and switches the host off; once more does nothing. State stays in the directory."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            processes = list(self._processes)
+        for process in processes:
+            process.exit()
+        self._ccp.shut_down()
+        self._ccp.present = False
+
+    @property
+    def firmware(self) -> Firmware:
+        """The firmware model itself."""
+        return self._firmware
+
+    @property
+    def faults(self) -> Callable[[str], None]:
+        """Called with the name of every firmware command before it runs; may raise FirmwareStatus, or TimeoutError."""
+        return self._firmware.faults
+
+    @faults.setter
+    def faults(self, hook: Callable[[str], None]) -> None:
+        self._firmware.faults = hook
+
+    def host_facts(self) -> HostFacts:
+        """What the machine says about itself."""
+        family, model, stepping = self._product.sample_cpuid
+        return HostFacts(
+            product=self._product.name,
+            cpu_family=family,
+            cpu_model=model,
+            cpu_stepping=stepping,
+            kernel=self._era.release,
+            # KVM creates SEV and SEV-ES VMs too, but the firmware model does not launch them.
+            technologies=("sev-snp",) if self._kvm.snp else (),
+        )
+
+    def asids(self) -> dict[str, tuple[int, int]]:
+        """(total, in use) of the ASIDs "sev" and "sev_es"; SNP guests have those of "sev_es"."""
+        return {name: (pool.total, pool.in_use) for name, pool in self._kvm.asids.items()}
+
+    def guest_count(self) -> int:
+        """Guests that the firmware knows."""
+        with self._ccp.lock:
+            return SnpStatus.decode(self._firmware.snp_platform_status()).guest_count
+
+    def committed_tcb(self) -> int | None:
+        """COMMITTED_TCB, raw."""
+        with self._ccp.lock:
+            return self._firmware.committed_tcb
+
+    def endorsements(self) -> dict[str, bytes]:
+        """The certificates that go with this chip at its reported TCB, DER by kind: ark, ask, vcek and crl; with a
+        VLEK loaded also asvk and vlek."""
+        with self._ccp.lock:
+            status = SnpStatus.decode(self._firmware.snp_platform_status())
+            ca = self._firmware.ca
+            out = {
+                "ark": ca.ark_der(),
+                "ask": ca.ask_der(),
+                "vcek": ca.vcek_der(status.reported_tcb),
+                "crl": ca.crl_der(),
+            }
+            if status.bits & SNP_VLEK_EN:
+                out["asvk"] = ca.asvk_der()
+                out["vlek"] = ca.vlek_der(status.reported_tcb)
+            return out
+
+    def roots_pem(self) -> bytes:
+        """The simulator's own root certificate, PEM: what verifiers must trust in AMD's place."""
+        with self._ccp.lock:
+            return self._firmware.ca.roots_pem()
+
+    def launch_digest(self, process: Kernel, vm_fd: int) -> bytes:
+        """The firmware's launch digest of a guest, 48 bytes.
+
+        Raises:
+            UsageError: Not an SNP guest of this host.
+            WrongState: Its launch was not started.
+        """
+        gctx = self._context(process, vm_fd)
+        return self._ask("launch digest", lambda: self._firmware.launch_digest(gctx))
+
+    def guest_report(self, process: Kernel, vm_fd: int, report_data: bytes, vmpl: int, key_selection: int) -> bytes:
+        """Plays the guest: MSG_REPORT_REQ through an encrypted guest message; the report, 1184 bytes.
+
+        Args:
+            process: The process that owns the guest.
+            vm_fd: The guest's VM.
+            report_data: 64 bytes.
+            vmpl: 0 to 3.
+            key_selection: 0: VLEK if one is loaded, else VCEK; 1: VCEK; 2: VLEK.
+
+        Raises:
+            FirmwareError: The firmware's status for the request.
+            UsageError: Not an SNP guest of this host, or report data of another length.
+            WrongState: Its launch was not started.
+        """
+        if len(report_data) != REPORT_DATA_SIZE:
+            raise UsageError(
+                f"report data: {len(report_data)} bytes where exactly {REPORT_DATA_SIZE} were expected",
+                field="report_data",
+            )
+        gctx = self._context(process, vm_fd)
+        return self._ask("MSG_REPORT_REQ", lambda: self._firmware.guest_report(gctx, report_data, vmpl, key_selection))
+
+    def guest_key(self, process: Kernel, vm_fd: int, request: GuestKeyRequest) -> bytes:
+        """Plays the guest: MSG_KEY_REQ through an encrypted guest message; the key, 32 bytes, secret.
+
+        Raises:
+            FirmwareError: The firmware's status for the request.
+            UsageError: Not an SNP guest of this host, or a number that does not fit its field.
+            WrongState: Its launch was not started.
+        """
+        gctx = self._context(process, vm_fd)
+        message = KeyRequest(
+            root_key_select=request.root_key,
+            key_selection=request.key_selection,
+            guest_field_select=request.guest_field_select,
+            vmpl=request.vmpl,
+            guest_svn=request.guest_svn,
+            tcb_version=request.tcb_version,
+            launch_mit_vector=0 if request.guest_field_select & SELECT_MITIGATIONS else None,
+        )
+        return self._ask("MSG_KEY_REQ", lambda: self._firmware.guest_key(gctx, message))
+
+    def _context(self, process: Kernel, vm_fd: int) -> int:
+        try:
+            file = process.take(vm_fd) if isinstance(process, Process) else None
+        except OSError:
+            file = None
+        try:
+            if not isinstance(file, VmFile) or not file.vm.sev.snp or file.vm.module is not self._kvm:
+                raise UsageError(f"descriptor {vm_fd} is not an SNP guest of this simulated host", field="vm_fd")
+            context = file.vm.sev.context
+            if context is None:
+                raise WrongState(
+                    "the launch of this guest was not started", metadata={"state": "created", "allowed": "start"}
+                )
+            return context
+        finally:
+            if file is not None:
+                file.drop()
+
+    def _ask(self, command: str, function: Callable[[], T]) -> T:
+        with self._ccp.lock:
+            try:
+                return function()
+            except FirmwareStatus as refused:
+                raise FirmwareError(refused.code, command=command) from None
