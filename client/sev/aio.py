@@ -137,14 +137,14 @@ class AsyncHost:
     async def watch(self, stream: Stream[R]) -> AsyncIterator[R]:
         """Yields the answers of a stream until it ends; leaving the iteration cancels it."""
         attempts = self._attempts(stream.call)
-        method = self._dialled().unary_stream(stream.call.path, channel.serialize, stream.call.answer.FromString)
+        method: Any = self._dialled().unary_stream(stream.call.path, channel.serialize)
         while True:
             call = method(stream.call.request)
             started = False
             try:
                 async for answer in call:
                     started = self._seen = True
-                    yield stream.convert(answer)
+                    yield stream.convert(channel.deserialize(stream.call, answer))
                 return
             except grpc.RpcError as error:
                 failure = self._failure(error)
@@ -187,7 +187,7 @@ class AsyncHost:
         dialled = self._dialled()
         make: Any = dialled.stream_unary if call.upload else dialled.unary_unary
         request = call.request() if callable(call.request) else call.request
-        return await make(call.path, channel.serialize, call.answer.FromString)(request, timeout=seconds)
+        return channel.deserialize(call, await make(call.path, channel.serialize)(request, timeout=seconds))
 
     def _dialled(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sev.calls import RECONNECT_SECONDS, Failure
-from sev.errors import UsageError
+from sev.errors import InternalError, UsageError
 
 if TYPE_CHECKING:
     import grpc
 
+    from sev.calls import Call
     from sev.target import Target
 
 MAX_RECEIVE = 64 << 20
@@ -85,3 +86,17 @@ def serialize(message: Any) -> bytes:
     """A message on the wire."""
     data: bytes = message.SerializeToString()
     return data
+
+
+def deserialize(call: Call[Any], data: bytes) -> Any:
+    """The answer of a call. (A deserialiser of gRPC's that fails would log a trace.)
+
+    Raises:
+        InternalError: Not such a message.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        return call.answer.FromString(data)
+    except DecodeError:
+        raise InternalError(f"{call.method}: {len(data)} bytes that are no {call.answer.__name__}") from None

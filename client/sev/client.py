@@ -138,14 +138,14 @@ class Host:
     def watch(self, stream: Stream[R]) -> Iterator[R]:
         """Yields the answers of a stream until it ends; leaving the iteration cancels it."""
         attempts = self._attempts(stream.call)
-        method = self._channel.unary_stream(stream.call.path, channel.serialize, stream.call.answer.FromString)
+        method: Any = self._channel.unary_stream(stream.call.path, channel.serialize)
         while True:
             call = method(stream.call.request)
             started = False
             try:
                 for answer in call:
                     started = self._seen = True
-                    yield stream.convert(answer)
+                    yield stream.convert(channel.deserialize(stream.call, answer))
                 return
             except grpc.RpcError as error:
                 failure = self._failure(error)
@@ -183,7 +183,7 @@ class Host:
     def _send(self, call: Call[Any], seconds: float) -> Any:
         make: Any = self._channel.stream_unary if call.upload else self._channel.unary_unary
         request = call.request() if callable(call.request) else call.request
-        return make(call.path, channel.serialize, call.answer.FromString)(request, timeout=seconds)
+        return channel.deserialize(call, make(call.path, channel.serialize)(request, timeout=seconds))
 
     def _attempts(self, call: Call[Any]) -> Attempts:
         return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen)

@@ -76,7 +76,7 @@ def _blank(cls: type[errors.SevError]) -> errors.SevError:
 
 def _class_of(reason: str, kind: str, code: str) -> type[errors.SevError]:
     """The class of a reason; for a word that this version does not know, the class of its kind, then of its code."""
-    if kind == errors.VerificationError.kind:
+    if kind in (errors.VerificationError.kind, errors.CollateralError.kind):
         from contextlib import suppress
 
         with suppress(ImportError):

@@ -1,0 +1,108 @@
+"""When a call is tried again, and what it means when not."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from sev import errors, target
+from sev.calls import RECONNECT_SECONDS, Attempts, Call, Failure
+
+UNAVAILABLE = Failure("UNAVAILABLE", "connection reset")
+
+
+class _Target(target.Target):
+    """A target whose probe answers what the test says."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int, path: str = "/run/x") -> None:
+        super().__init__(f"unix:{path}", path, "as asked for")
+        self.number = number
+
+    def probe(self) -> int:
+        return self.number
+
+
+class _Empty:
+    def SerializeToString(self) -> bytes:
+        return b""
+
+
+def _call(*, repeatable: bool = True, seconds: float = 0.0, request_id: str = "") -> Call[object]:
+    return Call("S/M", _Empty(), object, repeatable=repeatable, seconds=seconds, request_id=request_id)
+
+
+def _attempts(
+    number: int = 0, *, seen: bool = False, call: Call[object] | None = None, path: str = "/run/x"
+) -> Attempts:
+    return Attempts(call or _call(), _Target(number, path), 5.0, 100.0, seen=seen)
+
+
+def test_unavailable_is_tried_again_until_the_timeout() -> None:
+    attempts = _attempts()
+    assert attempts.after(UNAVAILABLE, 100.0) == RECONNECT_SECONDS
+    assert attempts.after(UNAVAILABLE, 104.9) == RECONNECT_SECONDS
+    with pytest.raises(errors.Unreachable, match="waited 5 s"):
+        attempts.after(UNAVAILABLE, 105.0)
+
+
+def test_refused_is_waited_for() -> None:
+    attempts = _attempts(errno.ECONNREFUSED)
+    assert attempts.after(UNAVAILABLE, 100.0) == RECONNECT_SECONDS
+    with pytest.raises(errors.Unreachable, match="Connection refused") as caught:
+        attempts.after(UNAVAILABLE, 106.0)
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
+def test_no_socket_is_told_at_once() -> None:
+    with pytest.raises(errors.Unreachable, match="no such socket"):
+        _attempts(errno.ENOENT).after(UNAVAILABLE, 100.0)
+
+
+def test_a_socket_that_was_there_is_a_restart() -> None:
+    attempts = _attempts(errno.ENOENT, seen=True)
+    assert attempts.after(UNAVAILABLE, 100.0) == RECONNECT_SECONDS
+    with pytest.raises(errors.Unreachable):
+        attempts.after(UNAVAILABLE, 105.0)
+
+
+def test_no_permission_is_told_at_once() -> None:
+    with pytest.raises(errors.NotPermitted):
+        _attempts(errno.EACCES).after(UNAVAILABLE, 100.0)
+
+
+def test_a_plain_file_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.Unreachable, match="not a socket"):
+        _attempts(errno.ECONNREFUSED, path=str(tmp_path / "file")).after(UNAVAILABLE, 100.0)
+
+
+def test_what_cannot_be_repeated_is_not() -> None:
+    with pytest.raises(errors.Unreachable):
+        _attempts(call=_call(repeatable=False)).after(UNAVAILABLE, 100.0)
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"])
+def test_nothing_else_is_tried_again(code: str) -> None:
+    with pytest.raises(errors.SevError):
+        _attempts().after(Failure(code, "no"), 100.0)
+
+
+def test_deadline_is_not_now() -> None:
+    attempts = _attempts(call=_call(seconds=60.0, request_id="r"))
+    assert attempts.seconds == 65.0
+    with pytest.raises(errors.NotNow, match="no answer within 65 s") as caught:
+        attempts.after(Failure("DEADLINE_EXCEEDED", ""), 165.0)
+    assert type(caught.value) is errors.NotNow
+    assert caught.value.request_id == "r"
+    assert "not known" in caught.value.remedy
+
+
+def test_a_lost_stream_says_so() -> None:
+    lost = _attempts().lost(UNAVAILABLE)
+    assert isinstance(lost, errors.Unreachable)
+    assert "again" in lost.remedy
+    assert isinstance(_attempts().lost(Failure("NOT_FOUND", "x")), errors.NotFound)
