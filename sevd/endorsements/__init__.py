@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from sevd.endorsements.model import Endorsement, EndorsementKind, EndorsementSet
+from sevd.endorsements.model import ChipIdentity, Endorsement, EndorsementKind, EndorsementSet
+from sevd.endorsements.service import Endorsements
 
-__all__ = ["Endorsement", "EndorsementKind", "EndorsementSet"]
+__all__ = ["ChipIdentity", "Endorsement", "EndorsementKind", "EndorsementSet", "Endorsements"]
