@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
-    from sev.abi.tcb import TcbVersion
     from sev.attestation.collateral import Collateral
     from sev.certs.x509 import Certificate
     from sev.products import Product
@@ -59,6 +58,7 @@ class VerifiedReport:
 
     report: Report
     leaf: Certificate
+    product: Product
 
     def __init__(
         self, report: Report, chain: chains.Chain, product: Product, steps: tuple[Step, ...], at: datetime
@@ -338,10 +338,3 @@ def _ecdsa() -> Any:
     from cryptography.hazmat.primitives.hashes import SHA384
 
     return ECDSA(SHA384())
-
-
-def reported_tcb(verified: VerifiedReport) -> TcbVersion:
-    """The reported TCB of a verified report, which is the one its leaf is for."""
-    from sev.abi.tcb import TcbVersion
-
-    return TcbVersion(verified.report.tcb_raw("reported_tcb"), verified.product)

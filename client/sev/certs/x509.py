@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
+    from sev.abi.tcb import TcbVersion
     from sev.products import Product
 
 MAX_SIZE = 16384
@@ -110,6 +111,15 @@ class Certificate:
     def tcb(self) -> dict[str, int]:
         """Security patch levels by component, as the extensions give them; empty for authorities."""
         return dict(self.extensions.levels)
+
+    def tcb_version(self) -> TcbVersion | None:
+        """The TCB that a leaf is for; None for authorities, and where product and patch levels do not fit together."""
+        product, levels = self.product, self.extensions.levels
+        if product is None or not product.has_snp or set(levels) != set(product.components):
+            return None
+        from sev.abi.tcb import TcbVersion
+
+        return TcbVersion.from_int(sum(levels[name] << 8 * place for name, place in product.tcb_bytes), product)
 
     @property
     def hwid(self) -> bytes | None:

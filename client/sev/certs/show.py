@@ -1,0 +1,118 @@
+"""What a file of certificates holds, for programs and for people. Nothing here decides about trust."""
+
+from __future__ import annotations
+
+from sev.abi import cert_table
+from sev.certs.files import load_all
+from sev.errors import MalformedInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from sev.certs.crl import Crl
+    from sev.certs.x509 import Certificate
+
+
+def describe(data: bytes) -> list[dict[str, object]]:
+    """One JSON object for each certificate and revocation list in DER, PEM or a certificate table, in order.
+
+    Entries of a table carry `guid`; one that cannot be read has kind "unreadable" and says why in `error`.
+
+    Raises:
+        MalformedInput: The data is none of these.
+    """
+    try:
+        certificates, crls = load_all(bytes(data))
+    except MalformedInput as first:
+        try:
+            entries = cert_table.parse(data)
+        except MalformedInput:
+            raise MalformedInput(
+                f"neither certificates, revocation lists nor a certificate table: {first.message}", field=first.field
+            ) from None
+        if not entries:
+            raise MalformedInput("a certificate table without an entry", field="certificates") from None
+        return [document for guid, content in entries for document in _entry(guid, content)]
+    return [certificate_document(one) for one in certificates] + [crl_document(one) for one in crls]
+
+
+def _entry(guid: bytes, content: bytes) -> list[dict[str, object]]:
+    from uuid import UUID
+
+    name = str(UUID(bytes=guid))
+    try:
+        certificates, crls = load_all(content)
+    except MalformedInput as error:
+        kind = "unreadable" if guid in cert_table.NAMES else "unknown"
+        return [{"kind": kind, "guid": name, "bytes": len(content), "error": error.message}]
+    found = [certificate_document(one) for one in certificates] + [crl_document(one) for one in crls]
+    return [{**document, "guid": name} for document in found]
+
+
+def certificate_document(certificate: Certificate) -> dict[str, object]:
+    """One certificate as a JSON object; None where it has no such thing."""
+    own = certificate.extensions
+    product = certificate.product
+    tcb = certificate.tcb_version()
+    return {
+        "kind": certificate.kind,
+        "subject": certificate.subject_text,
+        "issuer": certificate.issuer_text,
+        "serial": f"{certificate.serial:x}",
+        "not_before": _time(certificate.not_before),
+        "not_after": _time(certificate.not_after),
+        "product": product.name if product is not None else None,
+        "product_name": own.product_name or None,
+        "struct_version": own.struct_version,
+        "tcb": tcb.document() if tcb is not None else (own.levels or None),
+        "hwid": certificate.hwid.hex() if certificate.hwid is not None else None,
+        "csp_id": certificate.csp_id,
+        "is_ca": certificate.is_ca,
+        "key": "EC P-384" if certificate.key_is_p384 else "RSA",
+        "crl_url": own.crl_url or None,
+        "sha256": certificate.fingerprint(),
+    }
+
+
+def crl_document(crl: Crl) -> dict[str, object]:
+    """One revocation list as a JSON object."""
+    from hashlib import sha256
+
+    return {
+        "kind": "crl",
+        "issuer": crl.issuer_text,
+        "number": crl.number,
+        "this_update": _time(crl.this_update),
+        "next_update": _time(crl.next_update),
+        "revoked": [{"serial": f"{serial:x}", "revoked_at": _time(when)} for serial, when in crl.revoked.items()],
+        "sha256": sha256(crl.der).hexdigest(),
+    }
+
+
+def text(documents: Iterable[dict[str, object]]) -> str:
+    """The same for people: one block each, absent things left out."""
+    blocks = []
+    for document in documents:
+        lines = [str(document["kind"]).upper()]
+        for name, value in document.items():
+            if name != "kind" and value is not None and value != []:
+                lines.append(f"  {name.replace('_', ' ') + ':':16}{_shown(value)}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        parts = [f"{name} {part}" for name, part in value.items() if name != "raw"]
+        return ", ".join(parts) + (f" ({value['raw']})" if "raw" in value else "")
+    if isinstance(value, list):
+        return "; ".join(_shown(one) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
