@@ -213,6 +213,10 @@ class Simulator:
         gctx = self._context(process, vm_fd)
         return self._ask("launch digest", lambda: self._firmware.launch_digest(gctx))
 
+    def asid(self, process: Kernel, vm_fd: int) -> int:
+        """The ASID of a guest, which KVM tells nobody. Raises UsageError: not an SNP guest of this host."""
+        return self._guest(process, vm_fd).vm.sev.asid
+
     def guest_report(self, process: Kernel, vm_fd: int, report_data: bytes, vmpl: int, key_selection: int) -> bytes:
         """Plays the guest: MSG_REPORT_REQ through an encrypted guest message; the report, 1184 bytes.
 
@@ -257,6 +261,14 @@ class Simulator:
         return self._ask("MSG_KEY_REQ", lambda: self._firmware.guest_key(gctx, message))
 
     def _context(self, process: Kernel, vm_fd: int) -> int:
+        context = self._guest(process, vm_fd).vm.sev.context
+        if context is None:
+            raise WrongState(
+                "the launch of this guest was not started", metadata={"state": "created", "allowed": "start"}
+            )
+        return context
+
+    def _guest(self, process: Kernel, vm_fd: int) -> VmFile:
         try:
             file = process.take(vm_fd) if isinstance(process, Process) else None
         except OSError:
@@ -264,12 +276,7 @@ class Simulator:
         try:
             if not isinstance(file, VmFile) or not file.vm.sev.snp or file.vm.module is not self._kvm:
                 raise UsageError(f"descriptor {vm_fd} is not an SNP guest of this simulated host", field="vm_fd")
-            context = file.vm.sev.context
-            if context is None:
-                raise WrongState(
-                    "the launch of this guest was not started", metadata={"state": "created", "allowed": "start"}
-                )
-            return context
+            return file
         finally:
             if file is not None:
                 file.drop()

@@ -21,7 +21,7 @@ import os
 
 from sev import status as statuses
 from sev.abi import cpuid_page, kvm, kvm_sev, kvm_vcpu
-from sev.errors import FirmwareError, InternalError, LimitReached, NotOffered, SevError, UsageError, WrongState
+from sev.errors import InternalError, LimitReached, NotOffered, SevError, UsageError, WrongState
 from sev.launch.machine import PAGE, Machine
 from sev.launch.refusals import number_of, opening, refused
 
@@ -146,7 +146,8 @@ class Snp:
     def update(self, gpa: int, size: int, page_type: int) -> None:
         """SNP_LAUNCH_UPDATE of whole pages, in as many calls as the kernel wants.
 
-        A CPUID page that is all zero is filled first with what KVM supports, with the guest's CPU signature.
+        A CPUID page that is all zero is filled first with what KVM supports, with the guest's CPU signature. A refusal
+        has `accepted_bytes` in its metadata: that many bytes from the start are part of the launch all the same.
 
         Args:
             gpa: Guest physical address, at a page.
@@ -179,7 +180,8 @@ class Snp:
                 stalled = stalled + 1 if request.len == left else 0
                 if stalled > _NO_RETRIES:
                     raise InternalError("SNP_LAUNCH_UPDATE: the kernel reports success and makes no progress")
-        except FirmwareError as error:
+        except SevError as error:
+            error.metadata["accepted_bytes"] = str(size - request.len)
             if before and error.firmware_status == statuses.INVALID_PARAM:
                 lines = cpuid_page.corrections(before, machine.view(gpa, PAGE))
                 error.metadata["corrections"] = "; ".join(lines)
