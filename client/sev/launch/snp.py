@@ -21,7 +21,7 @@ import os
 
 from sev import status as statuses
 from sev.abi import cpuid_page, kvm, kvm_sev, kvm_vcpu
-from sev.errors import InternalError, LimitReached, NotOffered, SevError, UsageError, WrongState
+from sev.errors import InternalError, LimitReached, MalformedInput, NotOffered, SevError, UsageError, WrongState
 from sev.launch.machine import PAGE, Machine
 from sev.launch.refusals import number_of, opening, refused
 
@@ -183,7 +183,10 @@ class Snp:
         except SevError as error:
             error.metadata["accepted_bytes"] = str(size - request.len)
             if before and error.firmware_status == statuses.INVALID_PARAM:
-                lines = cpuid_page.corrections(before, machine.view(gpa, PAGE))
+                try:
+                    lines = list(cpuid_page.corrections(before, machine.view(gpa, PAGE)))
+                except MalformedInput as malformed:
+                    lines = [malformed.message]
                 error.metadata["corrections"] = "; ".join(lines)
             raise
 
