@@ -45,23 +45,20 @@ class Collateral:
         self._certificates = certificates
         self._crls = crls
         self._certificate_table = certificate_table
-        self._read: tuple[tuple[Certificate, ...], tuple[Certificate, ...], tuple[Crl, ...]] | None = None
+        self._read: tuple[tuple[Certificate, ...], tuple[Certificate, ...]] | None = None
 
-    def _contents(self) -> tuple[tuple[Certificate, ...], tuple[Certificate, ...], tuple[Crl, ...]]:
-        """What `vek` holds, all other certificates, and the lists; read once."""
+    def _contents(self) -> tuple[tuple[Certificate, ...], tuple[Certificate, ...]]:
+        """What `vek` holds, and all other certificates; read once."""
         if self._read is None:
             own = _certificates(self._vek, "the VCEK or VLEK") if self._vek is not None else ()
             others: list[Certificate] = []
-            crls: list[Crl] = []
             for item in self._certificates:
                 others += _certificates(item, "a certificate")
             if self._certificate_table is not None:
                 others += read_table(self._certificate_table)
-            for entry in self._crls:
-                crls += _lists(entry)
-            if len(own) + len(others) + len(crls) > MAX_CERTIFICATES:
-                raise CertificateUnreadable(f"more than {MAX_CERTIFICATES} certificates and lists were given")
-            self._read = own, tuple(others), tuple(crls)
+            if len(own) + len(others) > MAX_CERTIFICATES:
+                raise CertificateUnreadable(f"more than {MAX_CERTIFICATES} certificates were given")
+            self._read = own, tuple(others)
         return self._read
 
     def leaf(self, report: Report) -> Certificate:
@@ -69,9 +66,9 @@ class Collateral:
 
         Raises:
             LeafMissing: None of the right kind was given.
-            CertificateUnreadable, CrlUnreadable: Something that was given cannot be read.
+            CertificateUnreadable: A certificate that was given cannot be read.
         """
-        own, others, _ = self._contents()
+        own, others = self._contents()
         if own:
             return next((one for one in own if one.kind in LEAF_KINDS), own[0])
         wanted = report.signing_key
@@ -85,12 +82,19 @@ class Collateral:
 
     def authorities(self) -> list[Certificate]:
         """Every certificate that is no leaf."""
-        own, others, _ = self._contents()
+        own, others = self._contents()
         return [one for one in (*own, *others) if one.kind not in LEAF_KINDS]
 
-    def crls(self) -> tuple[Crl, ...]:
-        """The revocation lists."""
-        return self._contents()[2]
+    def crls(self) -> list[Crl]:
+        """The revocation lists.
+
+        Raises:
+            CrlUnreadable: One of them cannot be read, or there are more than 64.
+        """
+        found = [crl for item in self._crls for crl in _lists(item)]
+        if len(found) > MAX_CERTIFICATES:
+            raise CrlUnreadable(f"more than {MAX_CERTIFICATES} revocation lists were given")
+        return found
 
 
 def read_table(table: bytes) -> list[Certificate]:

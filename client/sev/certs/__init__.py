@@ -10,12 +10,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sev.certs.crl import Crl
     from sev.certs.files import load, load_all
-    from sev.certs.roots import Roots, builtin
+    from sev.certs.roots import Authority, Roots, builtin
     from sev.certs.x509 import Certificate
 
-__all__ = ["Certificate", "Crl", "Roots", "builtin", "load", "load_all"]
+__all__ = ["Authority", "Certificate", "Crl", "Roots", "builtin", "load", "load_all"]
 
 _NAMES = {
+    "Authority": "sev.certs.roots",
     "Certificate": "sev.certs.x509",
     "Crl": "sev.certs.crl",
     "Roots": "sev.certs.roots",

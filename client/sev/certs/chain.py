@@ -86,7 +86,7 @@ def issuers(leaf: Certificate, roots: Roots, given: Iterable[Certificate] = ()) 
             found.append((candidate, _root_above(candidate, roots)))
         except (NotGenuine, Undecided) as error:
             problem = problem or error
-    kinds = {candidate.kind for candidate in (*own, *others)}
+    kinds = {one.kind for one in (*own, *others) if one.certificate is None or one.certificate.is_ca}
     if kinds and wanted is not None and wanted not in kinds:
         raise WrongIssuerName(
             f"the {leaf.kind.upper()} names {leaf.issuer_cn!r} as its issuer, which is no {wanted.upper()}",

@@ -88,11 +88,11 @@ class Certificate:
         """What it is by its name and form: "ark", "ask", "asvk", "vcek", "vlek", or "other"."""
         if not self.is_ca:
             return LEAF_NAMES.get(self.subject_cn, "other")
-        if self.issuer == self.subject:
-            return "ark"
         if self.subject_cn.startswith("SEV-VLEK-"):
             return "asvk"
-        return "ask" if self.subject_cn.startswith("SEV-") else "other"
+        if self.subject_cn.startswith("SEV-"):
+            return "ask"
+        return "ark" if self.issuer == self.subject else "other"
 
     @property
     def product_name(self) -> str:
