@@ -170,7 +170,7 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, 
         trace, peer = Trace(method.name), context.peer()
         connection = None
         try:
-            connection = frame.enter(peer, method.role, method.name)
+            connection = frame.enter(peer, method.role, method.name, stream=True)
             try:
                 messages = function(connection.caller, frame.read(method, raw, trace))
                 try:
@@ -183,7 +183,7 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, 
                 if frame.stopping:
                     raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
             finally:
-                frame.leave(connection)
+                frame.leave(connection, stream=True)
         except asyncio.CancelledError:
             raise
         except Exception as error:

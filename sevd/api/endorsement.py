@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from sev.errors import MalformedInput
@@ -21,7 +22,7 @@ class Store(Protocol):
     async def current(self) -> EndorsementSet:
         """What fits this chip now."""
 
-    async def import_(self, contents: list[bytes], *, validate_only: bool = False) -> list[Endorsement]:
+    async def import_(self, contents: list[bytes], *, validate_only: bool = False) -> Iterable[Endorsement]:
         """Checks and keeps certificates; answers those that were taken."""
 
 

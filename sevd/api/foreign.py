@@ -117,7 +117,7 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
     async def enter(context: Context) -> Connection:
         trace, peer = Trace(name), context.peer()
         try:
-            return frame.enter(peer, role, name)
+            return frame.enter(peer, role, name, stream=True)
         except SevError as error:
             lost = frame.failed(error, name, trace)
             frame.record(frame.connections.get(peer), trace, mutating=False)
@@ -131,7 +131,7 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
                 await before()
             return await inner(request, context)
         finally:
-            frame.leave(connection)
+            frame.leave(connection, stream=True)
 
     async def guarded_stream(request: Any, context: Context) -> AsyncIterator[Any]:
         connection = await enter(context)
@@ -139,7 +139,7 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
             async for message in inner(request, context):
                 yield message
         finally:
-            frame.leave(connection)
+            frame.leave(connection, stream=True)
 
     behaviour: Any = guarded_stream if inspect.isasyncgenfunction(inner) else guarded
     make: Any = {

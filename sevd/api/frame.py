@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -74,7 +76,7 @@ class Frame:
         connections: Mapping[str, Connection],
         audit: Audit,
         once: Once,
-        missing: Callable[[], Sequence[str]],
+        missing: Callable[[str], Sequence[str]],
         *,
         calls_per_identity: int = CALLS_PER_IDENTITY,
     ) -> None:
@@ -83,18 +85,21 @@ class Frame:
             connections: Admitted connections by what gRPC reports as their peer.
             audit: Where records go.
             once: Calls under request ids.
-            missing: What is missing for calls that need the device; nothing if it is there.
+            missing: What is missing for the calls of a service that need the device; nothing if it is there.
             calls_per_identity: Calls of one identity in flight.
         """
         self.connections = connections
         self.calls_per_identity = calls_per_identity
         self.stopping = False
+        self._unary = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._audit = audit
         self._once = once
         self._missing = missing
 
-    def enter(self, peer: str, role: Role | None, name: str) -> Connection:
-        """Who calls, counted in; to be followed by `leave`.
+    def enter(self, peer: str, role: Role | None, name: str, *, stream: bool = False) -> Connection:
+        """Who calls, counted in; to be followed by `leave`. A `stream` of answers is one that a stop does not wait for.
 
         Raises:
             Unreachable: The connection has ended, or never was one of ours.
@@ -118,12 +123,18 @@ class Frame:
                 metadata={"limit": "calls_per_identity", "value": str(self.calls_per_identity)},
             )
         account.calls += 1
+        if not stream:
+            self._unary += 1
+            self._idle.clear()
         return connection
 
-    @staticmethod
-    def leave(connection: Connection) -> None:
+    def leave(self, connection: Connection, *, stream: bool = False) -> None:
         """Counts a call out."""
         connection.account.calls -= 1
+        if not stream:
+            self._unary -= 1
+            if not self._unary:
+                self._idle.set()
 
     def read(self, method: Method, raw: bytes, trace: Trace) -> Any:
         """The request, with what holds for every method checked.
@@ -157,7 +168,7 @@ class Frame:
 
     def need_device(self, name: str) -> None:
         """Raises DeviceMissing with everything that is missing, if something is."""
-        missing = list(self._missing())
+        missing = list(self._missing(name.partition("/")[0]))
         if missing:
             raise DeviceMissing(
                 f"{name} needs the device: {' '.join(missing)}", metadata={"missing": "\n".join(missing)}
@@ -239,8 +250,11 @@ class Frame:
         self._audit.call(connection.caller, connection.unit(), connection.listener.kind.name, facts)
 
     async def drain(self, seconds: float) -> None:
-        """Waits for the calls under request ids."""
-        await self._once.drain(seconds)
+        """Waits for calls that are answered once, and for those whose caller is gone; cancels what takes longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        await self._once.drain(max(seconds / 10, 0.1))
 
 
 class Recorded(Exception):

@@ -47,7 +47,7 @@ def wanted_tcb(message: types_pb2.TcbVersion) -> dict[str, int] | int:
         raise UsageError(
             "reported_tcb: it names no component and no raw value",
             field="reported_tcb",
-            remedy="Leave it out to keep the reported TCB; to have it follow the committed one, reset the configuration.",
+            remedy="Leave it out to keep the reported TCB; reset the configuration to undo what was set.",
         )
     return int(message.raw)
 

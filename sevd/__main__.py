@@ -1,0 +1,158 @@
+"""The command `sevd`: reads its options and its configuration file, and runs the daemon.
+
+Exit codes: 0 after a stop that was asked for, 2 for a wrong option, configuration, socket or state directory, 1 for
+everything else. On an error stderr says what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from sevd.config import Settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; answers its exit code."""
+    # gRPC's own fork handlers can hang a forking process, and this one starts programs by exec only.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from sev.errors import InternalError, SevError, UsageError
+    from sevd import config, logs
+
+    args = _parser().parse_args(argv)
+    try:
+        settings = _settings(args)
+        logs.set_up(settings.log_level, os.environ)
+        if args.check_config:
+            from sevd.daemon import policy_of
+
+            policy_of(settings)
+            for setting in config.SETTINGS:
+                value = getattr(settings, setting.attribute)
+                sys.stdout.write(f"{setting.name} = {_text(value)}\n")
+            return 0
+        _raise_descriptor_limit()
+        from sevd.daemon import run
+
+        run(settings, lambda: _settings(args))
+    except SevError as error:
+        return _say(error, 2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        import logging
+
+        logging.getLogger("sevd").error("unexpected failure", exc_info=error)
+        return _say(InternalError(f"unexpected {type(error).__name__}: {error}"), 1)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from sev import __version__
+    from sevd.config import PRODUCTS
+
+    parser = argparse.ArgumentParser(
+        prog="sevd",
+        description="Owns the SEV devices of this host and serves sev.v1 over gRPC on Unix sockets.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="configuration (TOML); options here go before it")
+    add("--socket", metavar="PATH", help="the one socket to listen on")
+    add("--state-dir", metavar="DIR", help="where state is kept")
+    add("--device", metavar="PATH", help="the SEV device (default /dev/sev)")
+    add("--kvm", metavar="PATH", help="the KVM device (default /dev/kvm)")
+    simulate = f"simulate a host of this line ({', '.join(PRODUCTS)}; default genoa): nothing on it is protected"
+    add("--simulate", metavar="PRODUCT", nargs="?", const="genoa", choices=PRODUCTS, help=simulate)
+    add("--firmware-version", metavar="X.Y.Z", help="firmware of the simulated chip, such as 1.55.40")
+    add("--seed", metavar="N", type=_number, help="makes a new simulated chip repeatable")
+    add("--check-config", action="store_true", help="check the configuration, print it, and exit")
+    add("--version", action="version", version=f"sevd {__version__}")
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """The configuration: file, then options, then the paths that neither names."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from sev.errors import UsageError
+    from sevd import config
+
+    uid = os.geteuid()
+    file = Path(args.config) if args.config else config.default_file(uid, os.environ)
+    settings = config.load(file) if file else config.Settings()
+    changes: dict[str, object] = {}
+    if args.socket is not None:
+        # One socket that is asked for by name is the only one.
+        changes.update(socket=_path("socket", args.socket), monitor_socket=None, admin_socket=None)
+    for option, attribute in (("state_dir", "state_dir"), ("device", "sev_device"), ("kvm", "kvm_device")):
+        if getattr(args, option) is not None:
+            changes[attribute] = _path(option, getattr(args, option))
+    for option in ("simulate", "firmware_version", "seed"):
+        if getattr(args, option) is not None:
+            changes[option] = getattr(args, option)
+    settings = replace(settings, **changes)  # type: ignore[arg-type]  # the parser made them
+    if (settings.firmware_version or settings.seed is not None) and not settings.simulate:
+        raise UsageError(
+            "a firmware version or a seed is given, and no simulation",
+            field="firmware_version" if settings.firmware_version else "seed",
+            remedy="Add --simulate, or leave it out: real firmware has the version it has.",
+        )
+    return config.resolved(settings, uid, os.environ)
+
+
+def _path(option: str, text: str) -> object:
+    from pathlib import Path
+
+    from sev.errors import UsageError
+
+    if not text or "\0" in text:
+        raise UsageError(f"--{option.replace('_', '-')}: expected a path", field=option)
+    return Path(os.path.abspath(text.removeprefix("unix:")))
+
+
+def _number(text: str) -> int:
+    number = int(text, 0)
+    if not 0 <= number < 1 << 62:
+        raise ValueError
+    return number
+
+
+def _text(value: object) -> str:
+    """A setting as TOML would have it; "(none)" for one that is not set."""
+    if value is None:
+        return "(none)"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_text(one) for one in value) + "]"
+    return str(value) if isinstance(value, int) else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as the process may have: every connection costs several."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16) if hard > 0 else 1 << 16, hard))
+
+
+def _say(error: object, code: int) -> int:
+    from sev.errors import SevError
+
+    assert isinstance(error, SevError)
+    sys.stderr.write(f"sevd: {error.message}\n")
+    if error.remedy:
+        sys.stderr.write(f"      {error.remedy}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The server: the private gRPC listener, the gate in front of it, and the frame around every call.
+
+server = Server(…)
+await server.start()          # the private listener answers; nobody can reach it yet
+server.open(listeners)        # from here on callers are served
+await server.stop(…)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+
+from sev.errors import InternalError
+from sevd.access.gate import Gate, GateLimits
+from sevd.access.listeners import MAX_PATH_BYTES, Listener
+from sevd.access.policy import AccessPolicy
+from sevd.api.dispatch import Dispatcher, Skin
+from sevd.api.foreign import Foreign
+from sevd.api.frame import Frame
+from sevd.api.once import Once
+from sevd.audit import Audit
+from sevd.journal import Journal
+
+METADATA_BYTES = 16 << 10
+"""Largest metadata of one call."""
+
+STREAMS_PER_CONNECTION = 256
+"""Calls in flight on one connection, before the per-identity limit is asked."""
+
+SEND_BYTES = 16 << 20
+"""Largest response."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What callers may use.
+
+    Attributes:
+        gate: Connections.
+        calls_per_identity: Calls in flight of one identity.
+        message_bytes: Largest message received.
+    """
+
+    gate: GateLimits
+    calls_per_identity: int
+    message_bytes: int
+
+
+class Server:
+    """Serves the skins to callers that the policy knows. On one event loop."""
+
+    def __init__(
+        self,
+        directory: Path,
+        skins: Mapping[ServiceDescriptor, Skin],
+        *,
+        policy: AccessPolicy,
+        audit: Audit,
+        journal: Journal,
+        limits: ServerLimits,
+        missing: Callable[[str], Sequence[str]],
+        hidden: Iterable[str] = (),
+    ) -> None:
+        """
+        Args:
+            directory: A directory that nobody else can enter, for the private listener.
+            skins: What serves each service.
+            policy: Roles of identities.
+            audit: Where records go.
+            journal: Request ids.
+            limits: What callers may use.
+            missing: What is missing for the device calls of a service.
+            hidden: Full names of services that are not listed: they answer only that they are not offered.
+
+        Raises:
+            UndeclaredMethod: A method lacks its rules, or a skin its function.
+        """
+        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        backend = directory / "backend"
+        # A state directory's path may be longer than a socket's path can be; its descriptor's is not.
+        self._backend = (
+            os.fspath(backend)
+            if len(os.fsencode(backend)) <= MAX_PATH_BYTES
+            else f"/proc/self/fd/{self._directory}/backend"
+        )
+        self._missing = missing
+        self._listed = [service.full_name for service in skins if service.full_name not in set(hidden)]
+        self.gate = Gate(self._backend, policy, audit, limits.gate)
+        self.frame = Frame(
+            self.gate.connections, audit, Once(journal), missing, calls_per_identity=limits.calls_per_identity
+        )
+        self.foreign = Foreign(self.frame, self._listed, self._serving)
+        dispatcher = Dispatcher(self.frame, skins, self.foreign)
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limits.message_bytes),
+                ("grpc.max_send_message_length", SEND_BYTES),
+                ("grpc.max_metadata_size", METADATA_BYTES),
+                ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((dispatcher,))
+
+    async def start(self) -> None:
+        """Opens the private listener. Raises InternalError if that cannot be."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._backend)  # of a daemon that was killed; the state directory is locked, it is not alive
+        try:
+            self._server.add_insecure_port(f"unix:{self._backend}")
+        except RuntimeError as error:
+            raise InternalError(f"the private listener cannot be opened: {error}") from None
+        await self._server.start()
+
+    def open(self, listeners: Iterable[Listener]) -> None:
+        """Serves callers from here on."""
+        self.gate.open(listeners)
+
+    def reload(self, policy: AccessPolicy, gate: GateLimits, calls_per_identity: int) -> None:
+        """Takes another policy and other limits."""
+        self.gate.replace(policy, gate)
+        self.frame.calls_per_identity = calls_per_identity
+
+    async def stop(self, seconds: float, end_streams: Callable[[], Iterable[asyncio.Future[None]]]) -> None:
+        """Accepts nothing more, waits for calls, ends streams, closes.
+
+        Args:
+            seconds: How long calls may take to end.
+            end_streams: Ends what streams are fed from; answers what is to be waited for.
+        """
+        self.gate.stop_accepting()
+        self.frame.stopping = True
+        await self.foreign.shut_down()
+        stopped = asyncio.ensure_future(self._server.stop(seconds))
+        await self.frame.drain(seconds)
+        await asyncio.gather(*end_streams(), return_exceptions=True)
+        await stopped
+        await self.gate.drained(1)
+        self.gate.close()
+        os.close(self._directory)
+
+    def _serving(self) -> dict[str, bool]:
+        """For the health service: the daemon itself, and each service, by whether its device is there."""
+        return {"": True, **{name: not self._missing(name.rpartition(".")[2]) for name in self._listed}}

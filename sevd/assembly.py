@@ -1,0 +1,244 @@
+"""The parts of one daemon, put together: logic on the host, skins on the logic, the server around the skins.
+
+Lives on one event loop. Nothing here knows whether the host is simulated, beyond handing the fact on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Iterable
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from sev import __version__, products
+from sev.errors import SevError, UsageError
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
+from sevd.access.gate import GateLimits
+from sevd.access.policy import AccessPolicy
+from sevd.api.dispatch import Skin
+from sevd.api.endorsement import EndorsementSkin
+from sevd.api.guest import GuestSkin
+from sevd.api.host import HostSkin
+from sevd.api.server import Server, ServerLimits
+from sevd.api.simulator import NoSimulatorSkin, SimulatorSkin
+from sevd.api.snp_platform import SnpPlatformSkin
+from sevd.audit import Audit
+from sevd.config import Settings
+from sevd.devices.quiet import Quiet
+from sevd.devices.scheduler import Scheduler
+from sevd.endorsements import ChipIdentity, Endorsement, Endorsements, EndorsementSet
+from sevd.events import Event, Events
+from sevd.guests.limits import Limits
+from sevd.guests.service import Guests
+from sevd.host_parts import HostParts
+from sevd.journal import Journal
+from sevd.platform.device import PlatformDevice
+from sevd.platform.host import HostPlatform
+from sevd.platform.snp import SnpPlatform
+from sevd.state import StateDirectory
+
+log = logging.getLogger(__name__)
+
+
+def gate_limits(settings: Settings) -> GateLimits:
+    """The connection limits of a configuration."""
+    return GateLimits(settings.connections, settings.connections_per_identity)
+
+
+class Assembly:
+    """Everything that runs between the start and the stop of a daemon."""
+
+    def __init__(self, settings: Settings, state: StateDirectory, parts: HostParts, policy: AccessPolicy) -> None:
+        """
+        Raises:
+            UsageError: State cannot be read or written.
+            UndeclaredMethod: The API and the skins do not fit together.
+        """
+        self._settings = settings
+        self.parts = parts
+        self.events = Events(simulated=parts.simulated)
+        self.scheduler = Scheduler()
+        self._audit, self._journal = _records(settings, state)
+        self._device = PlatformDevice(
+            parts.platform_kernel, self.scheduler, path=parts.sev_path, missing=lambda: parts.missing
+        )
+        quiet = Quiet()
+        self.guests = Guests(
+            parts.kernel_factory,
+            self.scheduler,
+            self.events,
+            limits=Limits(
+                guests=settings.guests_per_identity,
+                memory_bytes=settings.guest_memory_per_identity,
+                vcpus_per_guest=settings.vcpus_per_guest,
+                watches=settings.watches_per_identity,
+            ),
+            observer=parts.observer,
+            missing=lambda: parts.missing,
+            changed=self._changed,
+            quiet=quiet,
+            sev_path=parts.sev_path,
+            kvm_path=parts.kvm_path,
+        )
+        self.host = HostPlatform(
+            parts.facts,
+            self._device,
+            asids=parts.asids,
+            missing=lambda: parts.missing,
+            guest_count=lambda: len(self.guests),
+            simulated=parts.simulated,
+            daemon_version=__version__,
+            max_age=parts.asids_age,
+        )
+        self._endorsements = Endorsements(
+            state.folder("endorsements"),
+            parts.roots(),
+            self.events,
+            source=parts.endorsements,
+            scheduler=self.scheduler,
+            table_path=settings.certificate_table,
+            simulated=parts.simulated,
+            wait_seconds=settings.table_wait_seconds,
+        )
+        self._platform = SnpPlatform(
+            self._device,
+            self.events,
+            product=products.by_name(parts.facts.product) if parts.facts.product else None,
+            committed_tcb=parts.committed_tcb,
+            table=self._endorsements,
+            quiet=quiet,
+            changed=self.host.changed,
+        )
+        self._opening: asyncio.Task[EndorsementSet] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.server = Server(
+            state.folder("private"),
+            self._skins(),
+            policy=policy,
+            audit=self._audit,
+            journal=self._journal,
+            limits=ServerLimits(gate_limits(settings), settings.calls_per_identity, settings.message_bytes),
+            missing=parts.missing_for,
+            hidden=()
+            if parts.simulated
+            else (simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"].full_name,),
+        )
+        self.events.listen(self._happened)
+
+    async def start(self) -> None:
+        """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
+        await self.host.refresh()
+        self._opening = asyncio.create_task(self._open_endorsements())
+        await self.server.start()
+
+    def reload(self, settings: Settings, policy: AccessPolicy) -> None:
+        """Takes what a reload may change."""
+        self._settings = settings
+        self.server.reload(policy, gate_limits(settings), settings.calls_per_identity)
+
+    async def stop(self) -> None:
+        """Ends calls, guests and streams, and gives everything back."""
+        await self.server.stop(self._settings.drain_seconds, self._end_streams)
+        for task in (self._opening, *self._tasks):
+            if task is not None:
+                task.cancel()
+        await self._device.close()
+        self._endorsements.close()
+        if not await asyncio.to_thread(self.scheduler.close):
+            log.error("a firmware command is still running: the daemon ends without it")
+        self._journal.close()
+        self._audit.close()
+
+    def status(self) -> str:
+        """One line about the daemon, for the service manager."""
+        parts, view = self.parts, self.host.view()
+        kind = f"SIMULATED {view.product}" if parts.simulated else view.product or "unknown processor"
+        words = [kind, f"firmware {view.firmware}" if view.firmware else "no device"]
+        words.append(f"{view.guest_count} guests")
+        if parts.missing:
+            words.append("degraded: " + " ".join(parts.missing))
+        return ", ".join(words)
+
+    def _skins(self) -> dict[ServiceDescriptor, Skin]:
+        services = {
+            name: service
+            for module in (host_pb2, snp_platform_pb2, guest_pb2, endorsement_pb2, simulator_pb2)
+            for name, service in module.DESCRIPTOR.services_by_name.items()
+        }
+        store = _Opened(self)
+        skins: dict[str, Skin] = {
+            "HostService": HostSkin(self.host, self.events),
+            "SnpPlatformService": SnpPlatformSkin(self._platform),
+            "GuestService": GuestSkin(self.guests),
+            "EndorsementService": EndorsementSkin(store),
+            "SimulatorService": SimulatorSkin(self.guests, store.table) if self.parts.simulated else NoSimulatorSkin(),
+        }
+        return {services[name]: skin for name, skin in skins.items()}
+
+    def _end_streams(self) -> Iterable[asyncio.Future[None]]:
+        async def end() -> None:
+            await self.guests.close()
+            self.events.close()
+
+        return [asyncio.ensure_future(end())]
+
+    def _changed(self) -> None:
+        self.host.changed()
+
+    def _happened(self, event: Event) -> None:
+        """What others must hear of an event. On the event loop: all publishers are."""
+        self.host.changed()
+        task = asyncio.ensure_future(self.server.foreign.refresh_health())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def opened(self) -> Endorsements:
+        """The endorsements, once they were looked up."""
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+        return self._endorsements
+
+    async def _open_endorsements(self) -> EndorsementSet:
+        identity: ChipIdentity | None = None
+        try:
+            identity = await self._platform.identity()
+        except SevError as error:
+            log.info("the chip cannot be asked who it is: %s", error.message)
+        return await self._endorsements.open(identity)
+
+
+class _Opened:
+    """The endorsements for calls that may come before they were looked up."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+
+    async def current(self) -> EndorsementSet:
+        """What fits this chip now."""
+        return (await self._assembly.opened()).current()
+
+    async def import_(self, contents: list[bytes], *, validate_only: bool = False) -> Iterable[Endorsement]:
+        """Checks and keeps certificates; answers those that were taken."""
+        return await (await self._assembly.opened()).import_(contents, validate_only=validate_only)
+
+    async def table(self) -> bytes:
+        """The certificate table that guests receive."""
+        return (await self.current()).certificate_table
+
+
+def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:
+    try:
+        audit = Audit(state.path / "audit.jsonl", file_bytes=settings.audit_file_bytes, files=settings.audit_files)
+        journal = Journal(
+            state.path / "journal.jsonl",
+            entries=settings.journal_entries,
+            entries_per_owner=settings.journal_entries_per_identity,
+            seconds=settings.journal_seconds,
+        )
+    except OSError as error:
+        what = os.strerror(error.errno or errno.EIO)
+        raise UsageError(f"{error.filename or state.path}: {what}", field="state_dir") from None
+    return audit, journal

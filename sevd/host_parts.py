@@ -1,0 +1,56 @@
+"""What the daemon stands on, real or simulated, as one value: everything above is built from it and cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sev.certs import Roots
+    from sev.launch.seam import Kernel
+    from sevd.devices.facts import HostFacts
+    from sevd.guests.machine import SimulatedView
+
+
+@dataclass(frozen=True, slots=True)
+class HostParts:
+    """A host.
+
+    Attributes:
+        facts: What the machine says about itself.
+        simulated: It is a model.
+        platform_kernel: The kernel for platform commands; None where there is no SEV device.
+        kernel_factory: Makes the process of a guest; None where no guest can be launched.
+        asids: (total, in use) of "sev" and "sev_es" ASIDs.
+        asids_age: Seconds for which `asids` stays true; None where only this daemon changes them.
+        missing: What is missing, one sentence each; empty on a host that is ready.
+        sev_path: The SEV device.
+        kvm_path: The KVM device.
+        observer: The model's view on a guest; None on a real host.
+        committed_tcb: The committed TCB as a raw integer, where it can be known.
+        endorsements: Certificates in DER by kind, where the host itself has them.
+        roots: The roots that its certificates end in. Loaded when asked for.
+        close: Ends it.
+    """
+
+    facts: HostFacts
+    simulated: bool
+    platform_kernel: Kernel | None
+    kernel_factory: Callable[[], Kernel] | None
+    asids: Callable[[], Mapping[str, tuple[int, int]]]
+    roots: Callable[[], Roots]
+    asids_age: float | None = None
+    missing: Sequence[str] = ()
+    sev_path: str = "/dev/sev"
+    kvm_path: str = "/dev/kvm"
+    observer: SimulatedView | None = None
+    committed_tcb: Callable[[], int | None] = field(default=lambda: None)
+    endorsements: Callable[[], Mapping[str, bytes]] | None = None
+    close: Callable[[], None] = field(default=lambda: None)
+
+    def missing_for(self, service: str) -> Sequence[str]:
+        """What is missing for the device calls of a service: platform commands do without KVM."""
+        if service == "SnpPlatformService" and self.platform_kernel is not None:
+            return ()
+        return self.missing

@@ -1,0 +1,56 @@
+"""Which sockets the daemon listens on: those that systemd passed, else those of the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sev.errors import UsageError
+from sevd.access.listeners import ADMIN, CLIENT, MONITOR, Kind, Listener, bind, passed
+from sevd.access.policy import gid_of
+from sevd.config import Settings
+
+
+def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
+    """All listeners, listening already.
+
+    Raises:
+        UsageError: A path cannot be bound, or what systemd passed cannot be used. What was bound is closed again.
+    """
+    given = passed(environ)
+    if given:
+        return given
+    group = gid_of(settings.socket_group) if os.geteuid() == 0 and settings.socket_group else None
+    wanted: list[tuple[Path | None, Kind]] = [
+        (settings.socket, CLIENT),
+        (settings.monitor_socket, MONITOR),
+        (settings.admin_socket, ADMIN),
+    ]
+    out: list[Listener] = []
+    try:
+        for path, kind in wanted:
+            if path is not None:
+                _make_directory(path.parent)
+                out.append(bind(path, kind, group=group if kind is not ADMIN else None))
+    except UsageError:
+        for listener in out:
+            listener.close()
+        raise
+    if not out:
+        raise UsageError("no socket to listen on", field="socket", remedy="Name one with --socket.")
+    return out
+
+
+def _make_directory(path: Path) -> None:
+    """Makes the runtime directory of the default sockets; any other must be there already."""
+    if path.name != "sevd":
+        return
+    try:
+        path.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {os.strerror(error.errno or 0)}",
+            field="socket",
+            remedy="Name a socket in a directory that is there with --socket.",
+        ) from None
