@@ -30,8 +30,7 @@ def read_file(path: str, what: str, limit: int) -> bytes:
             if path != "-":
                 os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UsageError(f"cannot read {what} {path!r}: {reason}", field=path) from None
+        raise _unusable("read", what, path, error) from None
     if data is None:
         raise UsageError(f"{what} {path!r} is larger than {limit} bytes", remedy="Is it the right file?", field=path)
     return data
@@ -79,8 +78,7 @@ def write_file(path: str, data: bytes, *, secret: bool = False) -> None:
             return
         _replace(path, data, 0o600 if secret else 0o666)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UsageError(f"cannot write {path!r}: {reason}", field=path) from None
+        raise _unusable("write", "", path, error) from None
 
 
 def _replace(path: str, data: bytes, mode: int) -> None:
@@ -97,3 +95,30 @@ def _replace(path: str, data: bytes, mode: int) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def hash_file(path: str, what: str) -> bytes:
+    """SHA-256, 32 bytes, of a file of any size, or of stdin for `-`; read piece by piece.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    from hashlib import sha256
+
+    digest = sha256()
+    try:
+        descriptor = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while chunk := os.read(descriptor, _CHUNK):
+                digest.update(chunk)
+        finally:
+            if path != "-":
+                os.close(descriptor)
+    except (OSError, ValueError) as error:
+        raise _unusable("read", what, path, error) from None
+    return digest.digest()
+
+
+def _unusable(verb: str, what: str, path: str, error: OSError | ValueError) -> UsageError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return UsageError(f"cannot {verb} {what}{' ' if what else ''}{path!r}: {reason}", field=path)

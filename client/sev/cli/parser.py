@@ -14,15 +14,21 @@ A verb that is expensive to build may be given `lazy(show, _build_show)`: the fu
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, HelpFormatter, Namespace, RawDescriptionHelpFormatter
+import argparse
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from sev.cli.globals import FLAGS, VALUES
 from sev.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Action, _FormatterClass, _SubParsersAction
+    from argparse import Action, _SubParsersAction
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, NoReturn
+
+
+vars(argparse)["_"] = str
+"""argparse would look for translations of its own words, and find none: 4 ms of every start. Ours are English."""
 
 
 class _Formatter(RawDescriptionHelpFormatter):
@@ -32,9 +38,14 @@ class _Formatter(RawDescriptionHelpFormatter):
         super().__init__(prog, indent_increment, max_help_position, width)
 
 
-def _building(prog: str) -> HelpFormatter:
-    """The formatter argparse makes to check each option's metavar: a width given saves asking the terminal for it."""
-    return HelpFormatter(prog, width=80)
+class _Building:
+    """Stands for the formatter that argparse makes for every option to check its metavar: ours are right."""
+
+    def __init__(self, prog: str) -> None:
+        pass
+
+    def _format_args(self, *_: object) -> str:
+        return ""
 
 
 class Parser(ArgumentParser):
@@ -46,7 +57,7 @@ class Parser(ArgumentParser):
         prog: str | None = None,
         description: str | None = None,
         epilog: str | None = None,
-        formatter_class: _FormatterClass = _building,
+        formatter_class: Any = _Building,
         add_help: bool = True,
         allow_abbrev: bool = False,
         **rest: Any,
@@ -60,6 +71,7 @@ class Parser(ArgumentParser):
             allow_abbrev=allow_abbrev,
             **rest,
         )
+        self._words: list[str] = []
         self._builder: Callable[[ArgumentParser], None] | None = None
         self.verbs: _SubParsersAction[Parser] | None = None
         """The verbs below this word, if it has any; `verbs.choices` maps their names to parsers."""
@@ -85,27 +97,31 @@ class Parser(ArgumentParser):
         self.ready()
         namespace = Namespace() if namespace is None else namespace
         namespace.parser = self
+        self._words = list(args or ())
         return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         """The whole help: usage, description, verbs or options, examples."""
         self.ready()
-        if self.formatter_class is _building:
-            self.formatter_class = _Formatter
+        self._format_for_people()
         return super().format_help()
 
     def format_usage(self) -> str:
         """The usage lines."""
         self.ready()
-        if self.formatter_class is _building:
-            self.formatter_class = _Formatter
+        self._format_for_people()
         return super().format_usage()
+
+    def _format_for_people(self) -> None:
+        formatter: object = self.formatter_class
+        if formatter is _Building:
+            self.formatter_class = _Formatter
 
     def _check_value(self, action: Action, value: Any) -> None:
         """argparse's check of `choices`, with the likely meant one instead of the whole list where there is one."""
         if action.choices is None or value in action.choices:
             return
-        known = [str(choice) for choice in action.choices]
+        known = verb_names(self) if action is self.verbs else [str(choice) for choice in action.choices]
         what = "verb" if action is self.verbs else "/".join(action.option_strings) or str(action.metavar or action.dest)
         self.fail(
             f"{what}: {value!r} is not known", hint(str(value), known) or f"It is one of: {', '.join(known)}.", what
@@ -114,10 +130,23 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse found wrong."""
         field = ""
+        self._refuse_unknown(self._words)  # a misspelt option is the cause of "required", so it is named first
         if message.startswith("argument "):
             field, _, message = message[len("argument ") :].partition(": ")
             message = f"{field}: {message}"
         self.fail(message, "", field)
+
+    def _refuse_unknown(self, words: Iterable[str]) -> None:
+        """Raises the usage error of the first word that looks like an option and is none of this parser's."""
+        if self.verbs is not None:
+            return
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in words:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            if name.startswith("--") and name not in known:
+                self.fail(f"{name}: no such option", hint(name, [*known, *FLAGS, *VALUES]), name)
 
     def fail(self, message: str, remedy: str = "", field: str = "") -> NoReturn:
         """Raises the usage error of this word.
@@ -126,7 +155,9 @@ class Parser(ArgumentParser):
             UsageError: Always.
         """
         see = f"See: {self.prog} --help"
-        raise UsageError(f"{self.prog}: {message}", remedy=f"{remedy} {see}" if remedy else see, field=field)
+        raise UsageError(
+            f"{self.prog.removeprefix('sev ')}: {message}", remedy=f"{remedy} {see}" if remedy else see, field=field
+        )
 
 
 def lazy(parser: ArgumentParser, builder: Callable[[ArgumentParser], None]) -> None:
@@ -151,26 +182,33 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]}?" if near else ""
 
 
-def run_of(namespace: Namespace, extras: Sequence[str], known_options: Iterable[str]) -> Callable[..., int]:
+def run_of(namespace: Namespace, extras: Sequence[str]) -> Callable[..., int]:
     """The function of the verb that was parsed.
 
     Args:
         namespace: What `parse_known_args` gave.
         extras: Words that it did not know.
-        known_options: Further options to hint at, beside those of the parser.
 
     Raises:
         UsageError: A word is not known, or no verb was given.
     """
     parser: Parser = namespace.parser
-    if extras:
-        word = extras[0].partition("=")[0]
+    for word in extras:
         if word.startswith("-") and len(word) > 1:
             options = [option for action in parser._actions for option in action.option_strings]
-            parser.fail(f"{word}: no such option", hint(word, [*options, *known_options]), word)
+            name = word.partition("=")[0]
+            parser.fail(f"{name}: no such option", hint(name, [*options, *FLAGS, *VALUES]), name)
+    if extras:
         parser.fail(f"{extras[0]!r}: one word too many")
     run: Callable[..., int] | None = getattr(namespace, "run", None)
     if run is None or parser.verbs is not None:
-        names = ", ".join(parser.verbs.choices) if parser.verbs else "none"
-        parser.fail("a verb is missing", f"It is one of: {names}.", "verb")
+        parser.fail("a verb is missing", f"It is one of: {', '.join(verb_names(parser))}.", "verb")
     return run
+
+
+def verb_names(parser: Parser) -> list[str]:
+    """The verbs of a parser, without other spellings of theirs."""
+    names = dict[int, str]()
+    for name, verb in (parser.verbs.choices if parser.verbs else {}).items():
+        names.setdefault(id(verb), name)
+    return list(names.values())

@@ -59,7 +59,7 @@ def signature(name: str) -> int:
         return cpuid_signature(*found)
     from difflib import get_close_matches
 
-    near = get_close_matches(name, NAMES, n=1)
+    near = [known for known in NAMES if known.lower() in get_close_matches(wanted, map(str.lower, NAMES), n=1)]
     raise UsageError(
         f"unknown CPU type {name!r}",
         remedy=(f"Did you mean {near[0]}? " if near else "")

@@ -1,0 +1,144 @@
+"""The options that describe an SNP launch, shared by the commands that measure one, and the plan they give."""
+
+from __future__ import annotations
+
+from sev.cli import values
+from sev.cli.files import hash_file, read_file
+from sev.errors import UsageError
+from sev.measurement.ovmf import MAX_IMAGE
+from sev.measurement.plan import MAX_VCPUS, LaunchPlan, snp_plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from sev.cli.output import Output
+
+
+def add_firmware(parser: ArgumentParser, *, required: bool = True) -> None:
+    """Adds --ovmf."""
+    parser.add_argument("--ovmf", metavar="FILE", required=required, help="the firmware image (OVMF.fd, OVMF_CODE.fd)")
+
+
+def add_launch(parser: ArgumentParser) -> None:
+    """Adds everything but --ovmf: vCPUs, VMM, kernel, features, SVSM."""
+    add = parser.add_argument
+    add("--vcpus", metavar="N", type=values.integer(1, MAX_VCPUS), default=1, help="number of vCPUs (default 1)")
+    add("--vcpu-type", metavar="TYPE", help="CPU model of the guest, as QEMU names it (EPYC-v4, EPYC-Milan, ...)")
+    add("--vcpu-sig", metavar="N", type=values.integer(0, 0xFFFFFFFF), help="CPUID signature instead of a type")
+    add("--vcpu-family", metavar="N", type=values.integer(0, 0x10E), help="CPU family; with model and stepping")
+    add("--vcpu-model", metavar="N", type=values.integer(0, 0xFF), help="CPU model number")
+    add("--vcpu-stepping", metavar="N", type=values.integer(0, 0xF), help="CPU stepping")
+    add("--vmm", "--vmm-type", metavar="VMM", default="qemu", help="qemu (default), ec2, gce, krun, ec2-2026, ec2-2023")
+    add("--kernel", metavar="FILE", help="a kernel that is booted directly")
+    add("--initrd", metavar="FILE", help="its initrd")
+    add("--append", metavar="TEXT", help="its command line")
+    add(
+        "--guest-features",
+        metavar="N",
+        type=values.integer(),
+        default=1,
+        help="SEV_FEATURES of the vCPUs (default 0x1)",
+    )
+    add(
+        "--ovmf-hash", "--snp-ovmf-hash", metavar="HEX", type=values.hex_bytes(48), help="result of ovmf-hash, if known"
+    )
+    add("--svsm", metavar="FILE", help="a coconut-svsm image that is started before the firmware")
+    add("--vars-file", metavar="FILE", help="the variable store that goes with --svsm; its size counts")
+    add("--vars-size", metavar="SIZE", type=values.size(), help="the size itself")
+    add(
+        "--svsm-fcw",
+        metavar="N",
+        type=values.integer(0, 0xFFFF),
+        default=0,
+        help="x87 control word with --svsm (default 0)",
+    )
+
+
+def plan_of(args: Namespace, out: Output) -> LaunchPlan:
+    """Reads the files and makes the plan; warns about an image that QEMU would not launch.
+
+    Raises:
+        UsageError: An option is missing or contradicts another, or a file cannot be read.
+        MalformedInput: An image contradicts itself, or lacks what the options need.
+    """
+    svsm = read_file(args.svsm, "the SVSM image", MAX_IMAGE) if args.svsm else None
+    plan = snp_plan(
+        read_file(args.ovmf, "the firmware image", MAX_IMAGE),
+        args.vcpus,
+        vcpu_type=args.vcpu_type,
+        vcpu_signature=_signature(args),
+        vmm=args.vmm,
+        kernel_hashes=_kernel_hashes(args),
+        guest_features=args.guest_features,
+        ovmf_hash=args.ovmf_hash,
+        svsm=svsm,
+        svsm_vars_size=_vars_size(args),
+        svsm_fcw=args.svsm_fcw,
+    )
+    if not plan.has_metadata:
+        out.note(
+            f"sev: warning: {args.svsm or args.ovmf} has no SEV metadata and is measured as it is; "
+            "QEMU would not launch an SNP guest with it"
+        )
+    return plan
+
+
+def _signature(args: Namespace) -> int | None:
+    numbers = {
+        "--vcpu-family": args.vcpu_family,
+        "--vcpu-model": args.vcpu_model,
+        "--vcpu-stepping": args.vcpu_stepping,
+    }
+    given = [name for name, number in numbers.items() if number is not None]
+    kinds = [bool(args.vcpu_type), args.vcpu_sig is not None, bool(given)]
+    if sum(kinds) > 1:
+        raise UsageError(
+            "--vcpu-type, --vcpu-sig and --vcpu-family with model and stepping exclude each other", field="--vcpu-type"
+        )
+    if not given:
+        signature: int | None = args.vcpu_sig
+        return signature
+    missing = [name for name in numbers if name not in given]
+    if missing:
+        raise UsageError(f"{', '.join(given)} without {' and '.join(missing)}", field=missing[0])
+    from sev.products import cpuid_signature
+
+    return cpuid_signature(args.vcpu_family, args.vcpu_model, args.vcpu_stepping)
+
+
+def _kernel_hashes(args: Namespace) -> bytes | None:
+    if args.kernel is None:
+        for option in ("initrd", "append"):
+            if getattr(args, option) is not None:
+                raise UsageError(
+                    f"--{option} without --kernel",
+                    remedy="They are measured together with a kernel that is booted directly.",
+                    field=f"--{option}",
+                )
+        return None
+    from hashlib import sha256
+
+    from sev.measurement.kernel_hashes import table_of
+
+    initrd = hash_file(args.initrd, "the initrd") if args.initrd is not None else sha256().digest()
+    return table_of(hash_file(args.kernel, "the kernel"), initrd, args.append)
+
+
+def _vars_size(args: Namespace) -> int:
+    if args.vars_file is not None and args.vars_size is not None:
+        raise UsageError("--vars-file and --vars-size were given: give one of them", field="--vars-size")
+    if args.svsm is None:
+        if args.vars_file is not None or args.vars_size is not None:
+            raise UsageError(
+                "--vars-file and --vars-size are for --svsm only",
+                remedy="Without an SVSM the variable store is not measured and shifts nothing.",
+                field="--vars-size",
+            )
+        return 0
+    if args.vars_file is not None:
+        return len(read_file(args.vars_file, "the variable store", MAX_IMAGE))
+    if args.vars_size is None:
+        raise UsageError("--svsm without --vars-file or --vars-size", field="--vars-size")
+    size: int = args.vars_size
+    return size
