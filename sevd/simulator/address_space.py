@@ -32,7 +32,7 @@ class AddressSpace:
         Raises:
             OSError: ENOMEM: the address space is used up.
         """
-        view = memoryview(data)
+        view = memoryview(bytearray(data) if isinstance(data, bytes) else data)
         if view.readonly:
             view = memoryview(bytearray(view))
         if view.format != "B" or view.ndim != 1:

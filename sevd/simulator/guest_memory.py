@@ -7,6 +7,7 @@ the reverse map (RMP): one byte for each page, as the firmware model reads and w
 from __future__ import annotations
 
 import bisect
+import contextlib
 import mmap
 from collections.abc import Iterator
 
@@ -23,9 +24,13 @@ class Chunk:
 
     __slots__ = ("content", "states")
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool) -> None:
         # An mmap, not a bytearray: pages come zeroed and only when they are touched.
-        self.content = memoryview(mmap.mmap(-1, CHUNK_PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        pages = mmap.mmap(-1, CHUNK_PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if whole:
+            with contextlib.suppress(OSError):
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        self.content = memoryview(pages)
         self.states = memoryview(bytearray(CHUNK_PAGES))
 
     def pages(self, first: int, count: int) -> memoryview:
@@ -46,12 +51,12 @@ class GuestMemory:
     def __init__(self) -> None:
         self._chunks: dict[int, Chunk] = {}
 
-    def locate(self, page: int) -> tuple[Chunk, int]:
-        """The chunk of a page, and its index in it."""
+    def locate(self, page: int, most: int = 1) -> tuple[Chunk, int]:
+        """The chunk of a page, and its index in it; `most` pages from there on are about to be used."""
         number, index = divmod(page, CHUNK_PAGES)
         chunk = self._chunks.get(number)
         if chunk is None:
-            chunk = self._chunks[number] = Chunk()
+            chunk = self._chunks[number] = Chunk(most >= CHUNK_PAGES // 2)
         return chunk, index
 
     def assigned(self) -> int:

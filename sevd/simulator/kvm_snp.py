@@ -170,7 +170,7 @@ class _Update:
             return 0, 0, 0
         gfn = request.gfn_start + done
         source = request.uaddr + done * PAGE
-        chunk, first = slot.memfd.memory.locate(slot.memfd_page + gfn - slot.gfn)
+        chunk, first = slot.memfd.memory.locate(slot.memfd_page + gfn - slot.gfn, left)
         run = chunk.unassigned(first, min(self._vm.memory.private.run(gfn, left), CHUNK_PAGES - first))
         if self._copied:
             run = min(run, memory.available(source) // PAGE)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 from sev.abi.kvm_vcpu import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry
-from sev.abi.record import Record
 from sev.errors import MalformedInput, UsageError
 
 SIZE = 4096
@@ -23,14 +21,14 @@ COUNT_MAX = 64
 HEADER_SIZE = 16
 
 _HEADER = struct.Struct("<I12s")
+_FUNCTION = struct.Struct("<IIQQIIII8x")
 
 XSAVE_LEAF = 0xD
 XSAVE_LEGACY_SIZE = 0x240
 """Bytes of the legacy XSAVE area and header: what XCR0 = 1 enables."""
 
 
-@dataclass(frozen=True, slots=True)
-class Function(Record):
+class Function(NamedTuple):
     """One entry, 48 bytes: inputs (leaf, subleaf, XCR0, XSS) and outputs."""
 
     eax_in: int
@@ -42,19 +40,20 @@ class Function(Record):
     ecx: int
     edx: int
 
-    FORMAT: ClassVar[str] = "I I Q Q I I I I 8x"
-
 
 def build(functions: Sequence[Function]) -> bytes:
     """The page, 4096 bytes.
 
     Raises:
-        UsageError: More than 64 entries.
+        UsageError: More than 64 entries, or a value that does not fit its field.
     """
     if len(functions) > COUNT_MAX:
         raise UsageError(f"a CPUID page holds {COUNT_MAX} entries, not {len(functions)}", field="functions")
-    page = _HEADER.pack(len(functions), bytes(12)) + b"".join(entry.encode() for entry in functions)
-    return page.ljust(SIZE, b"\0")
+    try:
+        entries = b"".join(_FUNCTION.pack(*entry) for entry in functions)
+    except struct.error as error:
+        raise UsageError(f"a value does not fit an entry of a CPUID page: {error}", field="functions") from None
+    return (_HEADER.pack(len(functions), bytes(12)) + entries).ljust(SIZE, b"\0")
 
 
 def parse(page: bytes | bytearray | memoryview) -> list[Function]:
@@ -70,9 +69,8 @@ def parse(page: bytes | bytearray | memoryview) -> list[Function]:
         raise MalformedInput(f"CPUID page: count at offset 0 is {count}, expected at most {COUNT_MAX}", field="count")
     if reserved.strip(b"\0"):
         raise MalformedInput("CPUID page: reserved bytes 4 to 15 are not zero", field="reserved")
-    view = memoryview(page)
-    size = Function.size()
-    return [Function.decode(view[at : at + size]) for at in range(HEADER_SIZE, HEADER_SIZE + count * size, size)]
+    view = memoryview(page)[HEADER_SIZE : HEADER_SIZE + count * _FUNCTION.size]
+    return [Function._make(values) for values in _FUNCTION.iter_unpack(view)]
 
 
 def from_kvm(entries: Iterable[CpuidEntry]) -> list[Function]:
@@ -86,11 +84,11 @@ def from_kvm(entries: Iterable[CpuidEntry]) -> list[Function]:
         if not (entry.eax or entry.ebx or entry.ecx or entry.edx):
             continue
         indexed = bool(entry.flags & CPUID_FLAG_SIGNIFICANT_INDEX)
-        xsave = entry.function == XSAVE_LEAF and entry.index in (0, 1)
+        xsave = entry.function == XSAVE_LEAF and entry.subleaf in (0, 1)
         out.append(
             Function(
                 eax_in=entry.function,
-                ecx_in=entry.index if indexed else 0,
+                ecx_in=entry.subleaf if indexed else 0,
                 xcr0_in=1 if xsave else 0,
                 xss_in=0,
                 eax=entry.eax,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from sev.abi.record import Record
 from sev.errors import MalformedInput
@@ -22,6 +22,8 @@ MSR_IA32_PAT = 0x277
 PAT_RESET = 0x0007040600070406
 
 _COUNT = struct.Struct("<II")
+_CPUID_ENTRY = struct.Struct("<7I12x")
+CPUID_ENTRY_SIZE = _CPUID_ENTRY.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +145,27 @@ class DebugRegs(Record):
     FORMAT: ClassVar[str] = "Q Q Q Q Q Q Q 72x"
 
 
-@dataclass(frozen=True, slots=True)
-class CpuidEntry(Record):
-    """struct kvm_cpuid_entry2, 40 bytes: one leaf; `flags` bit 0 says that `index` counts."""
+class CpuidEntry(NamedTuple):
+    """struct kvm_cpuid_entry2, 40 bytes: one leaf; `flags` bit 0 says that the subleaf (`index`) counts."""
 
     function: int
-    index: int
+    subleaf: int
     flags: int
     eax: int
     ebx: int
     ecx: int
     edx: int
 
-    FORMAT: ClassVar[str] = "I I I I I I I 12x"
+    def encode(self) -> bytes:
+        """The 40 bytes.
+
+        Raises:
+            MalformedInput: A value does not fit 32 bits.
+        """
+        try:
+            return _CPUID_ENTRY.pack(*self)
+        except struct.error as error:
+            raise MalformedInput(f"kvm_cpuid_entry2: {error}", field="kvm_cpuid_entry2") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +178,14 @@ class MsrEntry(Record):
     FORMAT: ClassVar[str] = "I 4x Q"
 
 
-def encode_list(entries: Sequence[Record]) -> bytes:
+def encode_list(entries: Sequence[Record] | Sequence[CpuidEntry]) -> bytes:
     """A count u32, a pad u32 and the entries: struct kvm_cpuid2, struct kvm_msrs."""
     return _COUNT.pack(len(entries), 0) + b"".join(entry.encode() for entry in entries)
 
 
 def empty_cpuid(count: int = CPUID_ENTRIES_MAX) -> bytearray:
     """A struct kvm_cpuid2 with room for `count` entries, for the kernel to fill."""
-    return bytearray(_COUNT.pack(count, 0) + bytes(count * CpuidEntry.size()))
+    return bytearray(_COUNT.pack(count, 0) + bytes(count * CPUID_ENTRY_SIZE))
 
 
 def decode_cpuid(data: bytes | bytearray | memoryview) -> list[CpuidEntry]:
@@ -187,15 +197,15 @@ def decode_cpuid(data: bytes | bytearray | memoryview) -> list[CpuidEntry]:
     if len(data) < _COUNT.size:
         raise MalformedInput(f"struct kvm_cpuid2: {len(data)} bytes, expected at least 8", field="kvm_cpuid2")
     count, _ = _COUNT.unpack_from(data)
-    size = CpuidEntry.size()
+    size = CPUID_ENTRY_SIZE
     if count > CPUID_ENTRIES_MAX or _COUNT.size + count * size > len(data):
         room = min(CPUID_ENTRIES_MAX, (len(data) - _COUNT.size) // size)
         raise MalformedInput(
             f"struct kvm_cpuid2: nent at offset 0 is {count}, expected at most {room}",
             field="nent",
         )
-    view = memoryview(data)
-    return [CpuidEntry.decode(view[at : at + size]) for at in range(_COUNT.size, _COUNT.size + count * size, size)]
+    view = memoryview(data)[_COUNT.size : _COUNT.size + count * size]
+    return [CpuidEntry._make(values) for values in _CPUID_ENTRY.iter_unpack(view)]
 
 
 def with_leaf(entries: Iterable[CpuidEntry], function: int, **registers: int) -> list[CpuidEntry]:
@@ -204,13 +214,9 @@ def with_leaf(entries: Iterable[CpuidEntry], function: int, **registers: int) ->
     for entry in entries:
         if entry.function == function:
             found = True
-            values = {name: getattr(entry, name) for name in CpuidEntry.fields()} | registers
-            entry = CpuidEntry(**values)  # noqa: PLW2901 - replaced on purpose
-        out.append(entry)
+            out.append(entry._replace(**registers))
+        else:
+            out.append(entry)
     if not found:
-        out.append(
-            CpuidEntry(
-                **({"function": function, "index": 0, "flags": 0, "eax": 0, "ebx": 0, "ecx": 0, "edx": 0} | registers)
-            )
-        )
+        out.append(CpuidEntry(function, 0, 0, 0, 0, 0, 0)._replace(**registers))
     return out

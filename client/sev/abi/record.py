@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import ClassVar, Self
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, ClassVar, Self
 
 from sev.errors import MalformedInput
 
@@ -74,21 +76,37 @@ class Record:
         Raises:
             MalformedInput: A value does not fit its field.
         """
-        values = [getattr(self, name) for name in self.fields()]
-        for index, name in enumerate(self.fields()):
-            value = values[index]
-            if isinstance(value, int):
-                continue
-            if isinstance(value, Record):
-                values[index] = value.encode()
-            elif len(value) != (expected := self.offsets()[name][1]):
-                raise MalformedInput(
-                    f"{type(self).__name__}.{name}: {len(value)} bytes where exactly {expected} were expected",
-                    field=name,
-                )
+        values, blobs = _PLANS.get(type(self)) or _plan(type(self))
+        row = values(self)
+        if blobs:
+            row = [*row]
+            for index, name, size in blobs:
+                value = row[index]
+                if isinstance(value, Record):
+                    row[index] = value = value.encode()
+                if len(value) != size:
+                    raise MalformedInput(
+                        f"{type(self).__name__}.{name}: {len(value)} bytes where exactly {size} were expected",
+                        field=name,
+                    )
         try:
-            return self.LAYOUT.pack(*values)
+            return self.LAYOUT.pack(*row)
         except struct.error as error:
             raise MalformedInput(
                 f"{type(self).__name__}: a value does not fit its field: {error}", field=type(self).__name__
             ) from None
+
+
+_Plan = tuple[Callable[[Record], Any], tuple[tuple[int, str, int], ...]]
+_PLANS: dict[type[Record], _Plan] = {}
+
+
+def _plan(kind: type[Record]) -> _Plan:
+    """How a structure is written: what fetches its values, and its fields of bytes (index, name, size)."""
+    tokens = [token for token in kind.FORMAT.split() if not token.endswith("x")]
+    offsets = kind.offsets()
+    blobs = tuple(
+        (index, name, offsets[name][1]) for index, name in enumerate(kind.fields()) if tokens[index].endswith("s")
+    )
+    plan = _PLANS[kind] = (attrgetter(*kind.fields()), blobs)
+    return plan

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import struct
+from functools import lru_cache
 
 from sev.abi import kvm, kvm_vcpu
 from sev.errors import NotOffered, UsageError
@@ -23,7 +25,8 @@ FOUR_GIB = 4 << 30
 _ADDRESS_LIMIT = 1 << 52
 
 _APIC_BASE_OFFSET = kvm_vcpu.Sregs.offsets()["apic_base"][0]
-_ENTRY = kvm_vcpu.CpuidEntry.offsets()
+_EBX, _EDX = 16, 24
+"""Offsets in struct kvm_cpuid_entry2."""
 _X2APIC_LEAVES = (0xB, 0x1F, 0x80000026)
 
 
@@ -57,6 +60,7 @@ class Machine:
         self._kernel = kernel
         self._regions: list[_Region] = []
         self._vcpus: list[int] = []
+        self._cpuid = b""
         self.finished = False
         self.vm_fd = -1
         try:
@@ -143,12 +147,14 @@ class Machine:
         region = self._region(gpa, size)
         return region.address + gpa - region.gpa
 
-    def supported_cpuid(self) -> list[kvm_vcpu.CpuidEntry]:
-        """KVM_GET_SUPPORTED_CPUID."""
-        buffer = kvm_vcpu.empty_cpuid()
-        with _Placed(self._kernel, buffer) as address:
-            self._ioctl(self._kvm_fd, kvm.KVM_GET_SUPPORTED_CPUID, address, "KVM_GET_SUPPORTED_CPUID")
-        return kvm_vcpu.decode_cpuid(buffer)
+    def supported_cpuid(self, signature: int) -> bytes:
+        """KVM_GET_SUPPORTED_CPUID with another CPU signature: the struct kvm_cpuid2."""
+        if not self._cpuid:
+            buffer = kvm_vcpu.empty_cpuid()
+            with _Placed(self._kernel, buffer) as address:
+                self._ioctl(self._kvm_fd, kvm.KVM_GET_SUPPORTED_CPUID, address, "KVM_GET_SUPPORTED_CPUID")
+            self._cpuid = bytes(buffer)
+        return guest_cpuid(self._cpuid, signature)
 
     def add_vcpus(self, count: int, cpuid_signature: int, ap_reset_address: int) -> None:
         """Makes the vCPUs and gives each its CPUID and QEMU's reset state.
@@ -162,8 +168,9 @@ class Machine:
         for name, value in (("cpuid_signature", cpuid_signature), ("ap_reset_address", ap_reset_address)):
             if not 0 <= value < 1 << 32:
                 raise UsageError(f"{name}: 0x{value:x} does not fit 32 bits", field=name)
-        entries = kvm_vcpu.with_leaf(self.supported_cpuid(), 1, eax=cpuid_signature)
-        leaves = bytearray(kvm_vcpu.encode_list(entries))
+        encoded = self.supported_cpuid(cpuid_signature)
+        fields = _apic_id_fields(encoded)
+        leaves = bytearray(encoded)
         with (
             _Placed(self._kernel, leaves) as cpuid,
             _Placed(self._kernel, reset_state.FPU.encode()) as fpu,
@@ -171,7 +178,7 @@ class Machine:
         ):
             for index in range(count):
                 start = ap_reset_address if index else reset_state.BOOT_ADDRESS
-                _set_apic_id(leaves, entries, index)
+                _set_apic_id(leaves, fields, index)
                 fd = self._ioctl(self.vm_fd, kvm.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
                 self._vcpus.append(fd)
                 self._ioctl(fd, kvm.KVM_SET_CPUID2, cpuid, "KVM_SET_CPUID2")
@@ -179,7 +186,7 @@ class Machine:
                 with _Placed(self._kernel, state) as address:
                     self._ioctl(fd, kvm.KVM_GET_SREGS, address, "KVM_GET_SREGS")
                     (apic_base,) = struct.unpack_from("<Q", state, _APIC_BASE_OFFSET)
-                    state[:] = reset_state.sregs(start, apic_base).encode()
+                    state[:] = reset_state.sregs(start, apic_base)
                     self._ioctl(fd, kvm.KVM_SET_SREGS, address, "KVM_SET_SREGS")
                 self._structure(fd, kvm.KVM_SET_REGS, reset_state.regs(start, cpuid_signature), "KVM_SET_REGS")
                 self._ioctl(fd, kvm.KVM_SET_FPU, fpu, "KVM_SET_FPU")
@@ -201,6 +208,10 @@ class Machine:
     def _add_region(self, slot: int, gpa: int, size: int) -> None:
         try:
             ram = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if gpa < FOUR_GIB <= gpa + size:
+                # The firmware fills its region; RAM is touched here and there, and stays in small pages.
+                with contextlib.suppress(OSError):
+                    ram.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"memory_bytes: {size} bytes cannot be had from this machine: {error}", field="memory_bytes"
@@ -263,12 +274,29 @@ class _Placed:
         self._kernel.memory.release(self._address)
 
 
-def _set_apic_id(leaves: bytearray, entries: list[kvm_vcpu.CpuidEntry], identifier: int) -> None:
-    """Puts a vCPU's APIC id into an encoded list: leaf 1 EBX bits 31:24, and EDX of the topology leaves."""
-    for index, entry in enumerate(entries):
-        at = 8 + index * kvm_vcpu.CpuidEntry.size()
+@lru_cache(maxsize=16)
+def guest_cpuid(supported: bytes, signature: int) -> bytes:
+    """A struct kvm_cpuid2 with leaf 1 EAX replaced; remembered, since a host's guests want a few of them."""
+    return kvm_vcpu.encode_list(kvm_vcpu.with_leaf(kvm_vcpu.decode_cpuid(supported), 1, eax=signature))
+
+
+@lru_cache(maxsize=16)
+def _apic_id_fields(leaves: bytes) -> tuple[tuple[int, bool], ...]:
+    """Where a struct kvm_cpuid2 holds the APIC id: (offset, True for an EDX that is all of it)."""
+    out = []
+    for index, entry in enumerate(kvm_vcpu.decode_cpuid(leaves)):
+        at = 8 + index * kvm_vcpu.CPUID_ENTRY_SIZE
         if entry.function == 1:
-            ebx = entry.ebx & 0x00FFFFFF | (identifier & 0xFF) << 24
-            struct.pack_into("<I", leaves, at + _ENTRY["ebx"][0], ebx)
+            out.append((at + _EBX, False))
         elif entry.function in _X2APIC_LEAVES:
-            struct.pack_into("<I", leaves, at + _ENTRY["edx"][0], identifier)
+            out.append((at + _EDX, True))
+    return tuple(out)
+
+
+def _set_apic_id(leaves: bytearray, fields: tuple[tuple[int, bool], ...], identifier: int) -> None:
+    """Puts a vCPU's APIC id in: bits 31:24 of leaf 1 EBX, and EDX of the topology leaves."""
+    for at, whole in fields:
+        if whole:
+            struct.pack_into("<I", leaves, at, identifier)
+        else:
+            leaves[at + 3] = identifier & 0xFF

@@ -6,6 +6,8 @@ block). KVM adds what belongs to it: CR4.MCE, EFER.SVME, and no CD or NW in CR0.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sev.abi.kvm_vcpu import MSR_IA32_PAT, PAT_RESET, DescriptorTable, Fpu, MsrEntry, Regs, Segment, Sregs
 
 BOOT_ADDRESS = 0xFFFFFFF0
@@ -23,8 +25,9 @@ def regs(start: int, cpuid_signature: int) -> Regs:
     return Regs(rdx=cpuid_signature, rip=start & _LOW, rflags=RFLAGS_RESET)
 
 
-def sregs(start: int, apic_base: int) -> Sregs:
-    """Segments, tables and control registers; the rest of the start address is the code segment's base."""
+@lru_cache(maxsize=16)
+def sregs(start: int, apic_base: int) -> bytes:
+    """Encoded sregs: segments, tables, control registers; the rest of the start address is the code segment's base."""
     data = Segment(type=_DATA)
     base = start & ~_LOW
     return Sregs(
@@ -45,7 +48,7 @@ def sregs(start: int, apic_base: int) -> Sregs:
         cr8=0,
         efer=0,
         apic_base=apic_base,
-    )
+    ).encode()
 
 
 FPU = Fpu(fcw=FCW_RESET)

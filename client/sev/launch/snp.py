@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 
 from sev import status as statuses
 from sev.abi import cpuid_page, kvm, kvm_sev, kvm_vcpu
@@ -304,8 +305,7 @@ class Snp:
 
     def _fill_cpuid(self, page: memoryview) -> bytes:
         if bytes(page) == bytes(PAGE):
-            entries = kvm_vcpu.with_leaf(self._alive().supported_cpuid(), 1, eax=self._signature)
-            page[:] = cpuid_page.build(cpuid_page.from_kvm(entries))
+            page[:] = _cpuid_page(self._alive().supported_cpuid(self._signature))
         return bytes(page)
 
     def _alive(self) -> Machine:
@@ -328,6 +328,11 @@ class Snp:
 _FINISH = (
     "The launch was finished already, was not started, or an earlier finish failed: a failed one cannot be repeated."
 )
+
+
+@lru_cache(maxsize=16)
+def _cpuid_page(leaves: bytes) -> bytes:
+    return cpuid_page.build(cpuid_page.from_kvm(kvm_vcpu.decode_cpuid(leaves)))
 
 
 def _exactly(data: bytes, size: int, name: str) -> bytes:
