@@ -61,6 +61,8 @@ class Hosting:
     told: list[Event] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     changes: list[int] = field(default_factory=list)
+    dead: bool = False
+    """The secure processor was made to hang: what it holds cannot be freed any more, as on real hosts."""
 
     def in_use(self) -> int:
         """ASIDs that SNP guests hold."""
@@ -125,4 +127,5 @@ async def hosting(
         finally:
             await guests.close()
             scheduler.close()
-            assert it.held() == (0, 0, 0), "something is left behind"
+            assert it.held()[2] == 0, "descriptors are left behind"
+            assert it.dead or it.held() == (0, 0, 0), "something is left behind"
