@@ -9,12 +9,14 @@ Source: SEV-SNP firmware ABI (AMD 56860), guest launch; behaviour of AMD's publi
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from hashlib import sha384
 
 from sev import status
 from sev.abi import page_info
 from sev.abi.policy import SnpPolicy
-from sevd.simulator import cpuid_rules, id_block, versions
+from sev.products import Product
+from sevd.simulator import cpuid_rules, hardware, id_block, versions
 from sevd.simulator.firmware_platform import Platform
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.gctx import INIT, LAUNCH, NO_AGENT, RUNNING, GuestContext
@@ -47,13 +49,13 @@ def tsc_scale(platform: Platform, guest: GuestContext) -> int:
 def check_policy(platform: Platform, policy: int) -> bool:
     """Whether firmware of this version can run a guest of this policy here, leaving migration agents aside."""
     wanted = SnpPolicy(policy)
-    hardware = platform.hardware
+    part = platform.hardware
     return (
         wanted.reserved_mbo
         and not policy & ~versions.policy_mask(platform.release, platform.version)
         and (wanted.abi_major, wanted.abi_minor) <= platform.version[:2]
-        and (wanted.smt or not hardware.smt)
-        and (hardware.aes_256_xts or not wanted.mem_aes_256_xts)
+        and (wanted.smt or not part.smt)
+        and (part.aes_256_xts or not wanted.mem_aes_256_xts)
         and (platform.rapl_dis or not wanted.rapl_dis)
         and (bool(platform.max_snp_asid) or not wanted.ciphertext_hiding_dram)
     )
@@ -200,9 +202,11 @@ def _chain(digest: bytes, head: bytes, gpa: int, view: memoryview | None, count:
         for address in addresses:
             digest = sha384(digest + head + address.to_bytes(8, "little")).digest()
         return digest
-    at = 0
+    at, last, contents = 0, b"", b""
     for address in addresses:
-        contents = sha384(view[at : at + PAGE]).digest()
+        page = view[at : at + PAGE].tobytes()
+        if page != last:  # images are full of runs of one blank page, hashed once each
+            last, contents = page, sha384(page).digest()
         digest = sha384(digest + contents + head + address.to_bytes(8, "little")).digest()
         at += PAGE
     return digest
@@ -214,9 +218,15 @@ def _fix_vmsa(platform: Platform, guest: GuestContext, page: memoryview) -> None
         page[VMSA_TSC] = struct.pack("<QQ", tsc_scale(platform, guest), 0)
 
 
+@lru_cache(maxsize=64)
+def _corrections(product: Product, page: bytes) -> bytes | None:
+    """`cpuid_rules.check`, remembered: guests of one host share a few CPUID pages."""
+    return cpuid_rules.check(hardware.of(product), memoryview(page))
+
+
 def _cpuid_page(platform: Platform, page: memoryview) -> bool:
     """Checks a CPUID page; a wrong one is corrected in place."""
-    corrected = cpuid_rules.check(platform.hardware, page)
+    corrected = _corrections(platform.product, bytes(page))
     if corrected:
         page[cpuid_rules.HEADER_SIZE : cpuid_rules.HEADER_SIZE + len(corrected)] = corrected
     return corrected == b""
