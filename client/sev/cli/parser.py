@@ -15,6 +15,7 @@ A verb that is expensive to build may be given `lazy(show, _build_show)`: the fu
 from __future__ import annotations
 
 import argparse
+import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from sev.cli.globals import FLAGS, VALUES
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from argparse import Action, _SubParsersAction
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, NoReturn
+
+    from _typeshed import SupportsWrite
 
 
 vars(argparse)["_"] = str
@@ -111,6 +114,10 @@ class Parser(ArgumentParser):
         self.ready()
         self._format_for_people()
         return super().format_usage()
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """As argparse's, which would hide that it could not be written."""
+        (file or sys.stdout).write(self.format_help())
 
     def _format_for_people(self) -> None:
         formatter: object = self.formatter_class
