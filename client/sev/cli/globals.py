@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from sev.cli.quick import Arguments
+
 DEFAULT_TIMEOUT = 5.0
 """Seconds to wait for a daemon that refuses or is unavailable."""
 
@@ -68,7 +70,7 @@ class GlobalOptions:
         self.problem: UsageError | None = None
         """What was wrong with them; raised by the caller once it is known how to print it."""
 
-    def copy_to(self, namespace: Namespace) -> None:
+    def copy_to(self, namespace: Namespace | Arguments) -> None:
         """Sets them as attributes of parsed arguments."""
         for name, value in vars(self).items():
             if name not in ("problem", "version"):

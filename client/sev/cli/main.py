@@ -10,7 +10,7 @@ from sev.errors import InternalError, SevError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from sev.cli.parser import Parser
 
@@ -98,10 +98,15 @@ def build_parser(noun: str) -> Parser:
     from sev.cli.parser import Parser
 
     parser = Parser(prog=f"sev {noun}", description=NOUNS[noun][0].upper() + NOUNS[noun][1:] + ".")
-    module = "sev.cli." + noun.replace("-", "_")
-    __import__(module)
-    sys.modules[module].build(parser)
+    _module(noun).build(parser)
     return parser
+
+
+def _module(noun: str) -> Any:
+    """The noun's module: `build(parser)`, and `quick(words)` where plain commands can do without a parser."""
+    name = "sev.cli." + noun.replace("-", "_")
+    __import__(name)
+    return sys.modules[name]
 
 
 def _run(options: global_options.GlobalOptions, words: list[str], out: Output) -> int:
@@ -125,8 +130,13 @@ def _run(options: global_options.GlobalOptions, words: list[str], out: Output) -
     noun = words[0]
     if noun not in NOUNS:
         _refuse(noun)
-    parser = build_parser(noun)
-    args, extras = parser.parse_known_args(words[1:])
+    module = _module(noun)
+    found = module.quick(words[1:]) if hasattr(module, "quick") else None
+    if found is not None:
+        args, run = found
+        options.copy_to(args)
+        return int(run(args, out))
+    args, extras = build_parser(noun).parse_known_args(words[1:])
     from sev.cli.parser import run_of
 
     if args.parser.verbs is not None and not extras and not out.json:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from sev.cli.measure_options import add_firmware, add_launch, plan_of
-from sev.cli.parser import examples, lazy
+from sev.cli.measure_options import FIRMWARE, LAUNCH, plan_of
+from sev.cli.quick import Option, add, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable, Sequence
 
     from sev.cli.output import Output
+    from sev.cli.quick import Arguments
     from sev.measurement.plan import LaunchPlan, Step
 
-_FORMATS = ("hex", "base64", "json")
+_FORMAT = Option(
+    "--output",
+    "--output-format",
+    metavar="FORMAT",
+    choices=("hex", "base64", "json"),
+    help="hex (default), base64 or json",
+)
+_SNP = (
+    FIRMWARE,
+    *LAUNCH,
+    Option("--dump-vmsa", metavar="DIR", help="write each vCPU's VMSA page to DIR/vmsaN.bin"),
+    Option("--explain", help="list every measured page: address, type, name, digest after it"),
+    _FORMAT,
+)
+_OVMF_HASH = (FIRMWARE, _FORMAT)
+_SNP_NAMES = ("snp", "snp:svsm")
+_OVMF_HASH_NAMES = ("ovmf-hash", "snp:ovmf-hash")
 
 
 def build(parser: ArgumentParser) -> None:
@@ -20,27 +38,38 @@ def build(parser: ArgumentParser) -> None:
     parser.description = (
         "Predicts what an attestation report will show as the guest's measurement, from the files it is started with."
     )
+    from sev.cli.parser import lazy
+
     verbs = parser.add_subparsers()
-    snp = verbs.add_parser("snp", aliases=["snp:svsm"], help="the launch digest of an SEV-SNP guest")
+    snp = verbs.add_parser(_SNP_NAMES[0], aliases=_SNP_NAMES[1:], help="the launch digest of an SEV-SNP guest")
     lazy(snp, _build_snp)
     ovmf_hash = verbs.add_parser(
-        "ovmf-hash", aliases=["snp:ovmf-hash"], help="the digest after the firmware image alone, for --ovmf-hash"
+        _OVMF_HASH_NAMES[0],
+        aliases=_OVMF_HASH_NAMES[1:],
+        help="the digest after the firmware image alone, for --ovmf-hash",
     )
     lazy(ovmf_hash, _build_ovmf_hash)
 
 
+def quick(words: Sequence[str]) -> tuple[Arguments, Callable[..., int]] | None:
+    """The arguments and the function of a plain command; None where argparse has to look."""
+    for names, options, run in ((_SNP_NAMES, _SNP, _snp), (_OVMF_HASH_NAMES, _OVMF_HASH, _ovmf_hash)):
+        if words and words[0] in names:
+            args = parse(options, words[1:])
+            return None if args is None else (args, run)
+    return None
+
+
 def _build_snp(parser: ArgumentParser) -> None:
+    from sev.cli.parser import examples
+
     parser.description = (
         "Prints the launch digest, 48 bytes, of an SEV-SNP guest: what its report must show as measurement.\n"
         "It depends on the firmware image, the number and model of the vCPUs, the VMM, the guest features, and\n"
         "on kernel, initrd and command line if they are booted directly. One wrong value changes all of it;\n"
         "--explain lists every measured page."
     )
-    add_firmware(parser)
-    add_launch(parser)
-    parser.add_argument("--dump-vmsa", metavar="DIR", help="write each vCPU's VMSA page to DIR/vmsaN.bin")
-    parser.add_argument("--explain", action="store_true", help="list every page: address, type, digest after it")
-    _add_format(parser)
+    add(parser, _SNP)
     parser.set_defaults(run=_snp)
     examples(
         parser,
@@ -63,23 +92,18 @@ def _build_snp(parser: ArgumentParser) -> None:
 
 
 def _build_ovmf_hash(parser: ArgumentParser) -> None:
+    from sev.cli.parser import examples
+
     parser.description = (
         "Prints the launch digest, 48 bytes, after the firmware image alone. `sev measure snp --ovmf-hash` takes it\n"
         "and does not hash the image again; the image's tables are still read from the file."
     )
-    add_firmware(parser)
-    _add_format(parser)
+    add(parser, _OVMF_HASH)
     parser.set_defaults(run=_ovmf_hash)
     examples(parser, ("sev measure ovmf-hash --ovmf OVMF.fd", "hash the image once"))
 
 
-def _add_format(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", "--output-format", choices=_FORMATS, metavar="FORMAT", help="hex (default), base64 or json"
-    )
-
-
-def _snp(args: Namespace, out: Output) -> int:
+def _snp(args: Namespace | Arguments, out: Output) -> int:
     plan = plan_of(args, out)
     if args.dump_vmsa is not None:
         _dump(plan, args.dump_vmsa, out)
@@ -100,7 +124,7 @@ def _snp(args: Namespace, out: Output) -> int:
     return 0
 
 
-def _ovmf_hash(args: Namespace, out: Output) -> int:
+def _ovmf_hash(args: Namespace | Arguments, out: Output) -> int:
     from sev.cli.files import read_file
     from sev.measurement.ovmf import MAX_IMAGE
     from sev.measurement.plan import snp_ovmf_hash
@@ -110,13 +134,13 @@ def _ovmf_hash(args: Namespace, out: Output) -> int:
     return 0
 
 
-def _wants_json(args: Namespace, out: Output) -> bool:
+def _wants_json(args: Namespace | Arguments, out: Output) -> bool:
     if args.output == "json":
         out.json = True
     return out.json
 
 
-def _print(digest: bytes, document: dict[str, object], args: Namespace, out: Output) -> None:
+def _print(digest: bytes, document: dict[str, object], args: Namespace | Arguments, out: Output) -> None:
     if _wants_json(args, out):
         out.result(document, "")
     elif args.output == "base64":

@@ -4,58 +4,63 @@ from __future__ import annotations
 
 from sev.cli import values
 from sev.cli.files import hash_file, read_file
+from sev.cli.quick import Option
 from sev.errors import UsageError
 from sev.measurement.ovmf import MAX_IMAGE
 from sev.measurement.plan import MAX_VCPUS, LaunchPlan, snp_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import Namespace
 
     from sev.cli.output import Output
+    from sev.cli.quick import Arguments
 
 
-def add_firmware(parser: ArgumentParser, *, required: bool = True) -> None:
-    """Adds --ovmf."""
-    parser.add_argument("--ovmf", metavar="FILE", required=required, help="the firmware image (OVMF.fd, OVMF_CODE.fd)")
+FIRMWARE = Option("--ovmf", metavar="FILE", required=True, help="the firmware image (OVMF.fd, OVMF_CODE.fd)")
 
-
-def add_launch(parser: ArgumentParser) -> None:
-    """Adds everything but --ovmf: vCPUs, VMM, kernel, features, SVSM."""
-    add = parser.add_argument
-    add("--vcpus", metavar="N", type=values.integer(1, MAX_VCPUS), default=1, help="number of vCPUs (default 1)")
-    add("--vcpu-type", metavar="TYPE", help="CPU model of the guest, as QEMU names it (EPYC-v4, EPYC-Milan, ...)")
-    add("--vcpu-sig", metavar="N", type=values.integer(0, 0xFFFFFFFF), help="CPUID signature instead of a type")
-    add("--vcpu-family", metavar="N", type=values.integer(0, 0x10E), help="CPU family; with model and stepping")
-    add("--vcpu-model", metavar="N", type=values.integer(0, 0xFF), help="CPU model number")
-    add("--vcpu-stepping", metavar="N", type=values.integer(0, 0xF), help="CPU stepping")
-    add("--vmm", "--vmm-type", metavar="VMM", default="qemu", help="qemu (default), ec2, gce, krun, ec2-2026, ec2-2023")
-    add("--kernel", metavar="FILE", help="a kernel that is booted directly")
-    add("--initrd", metavar="FILE", help="its initrd")
-    add("--append", metavar="TEXT", help="its command line")
-    add(
+LAUNCH = (
+    Option("--vcpus", metavar="N", kind=values.integer(1, MAX_VCPUS), default=1, help="number of vCPUs (default 1)"),
+    Option("--vcpu-type", metavar="TYPE", help="CPU model of the guest, as QEMU names it (EPYC-v4, EPYC-Milan, ...)"),
+    Option("--vcpu-sig", metavar="N", kind=values.integer(0, 0xFFFFFFFF), help="CPUID signature instead of a type"),
+    Option("--vcpu-family", metavar="N", kind=values.integer(0, 0x10E), help="CPU family; with model and stepping"),
+    Option("--vcpu-model", metavar="N", kind=values.integer(0, 0xFF), help="CPU model number"),
+    Option("--vcpu-stepping", metavar="N", kind=values.integer(0, 0xF), help="CPU stepping"),
+    Option(
+        "--vmm", "--vmm-type", metavar="VMM", default="qemu", help="qemu (default), ec2, gce, krun, ec2-2026, ec2-2023"
+    ),
+    Option("--kernel", metavar="FILE", help="a kernel that is booted directly"),
+    Option("--initrd", metavar="FILE", help="its initrd"),
+    Option("--append", metavar="TEXT", help="its command line"),
+    Option(
         "--guest-features",
         metavar="N",
-        type=values.integer(),
+        kind=values.integer(),
         default=1,
         help="SEV_FEATURES of the vCPUs (default 0x1)",
-    )
-    add(
-        "--ovmf-hash", "--snp-ovmf-hash", metavar="HEX", type=values.hex_bytes(48), help="result of ovmf-hash, if known"
-    )
-    add("--svsm", metavar="FILE", help="a coconut-svsm image that is started before the firmware")
-    add("--vars-file", metavar="FILE", help="the variable store that goes with --svsm; its size counts")
-    add("--vars-size", metavar="SIZE", type=values.size(), help="the size itself")
-    add(
+    ),
+    Option(
+        "--ovmf-hash",
+        "--snp-ovmf-hash",
+        metavar="HEX",
+        kind=values.hex_bytes(48),
+        help="result of `sev measure ovmf-hash`, if known",
+    ),
+    Option("--svsm", metavar="FILE", help="a coconut-svsm image that is started before the firmware"),
+    Option("--vars-file", metavar="FILE", help="the variable store that goes with --svsm; its size counts"),
+    Option("--vars-size", metavar="SIZE", kind=values.size(), help="the size itself"),
+    Option(
         "--svsm-fcw",
         metavar="N",
-        type=values.integer(0, 0xFFFF),
+        kind=values.integer(0, 0xFFFF),
         default=0,
         help="x87 control word with --svsm (default 0)",
-    )
+    ),
+)
+"""Everything else that describes a launch: vCPUs, VMM, kernel, features, SVSM."""
 
 
-def plan_of(args: Namespace, out: Output) -> LaunchPlan:
+def plan_of(args: Namespace | Arguments, out: Output) -> LaunchPlan:
     """Reads the files and makes the plan; warns about an image that QEMU would not launch.
 
     Raises:
@@ -84,7 +89,7 @@ def plan_of(args: Namespace, out: Output) -> LaunchPlan:
     return plan
 
 
-def _signature(args: Namespace) -> int | None:
+def _signature(args: Namespace | Arguments) -> int | None:
     numbers = {
         "--vcpu-family": args.vcpu_family,
         "--vcpu-model": args.vcpu_model,
@@ -107,7 +112,7 @@ def _signature(args: Namespace) -> int | None:
     return cpuid_signature(args.vcpu_family, args.vcpu_model, args.vcpu_stepping)
 
 
-def _kernel_hashes(args: Namespace) -> bytes | None:
+def _kernel_hashes(args: Namespace | Arguments) -> bytes | None:
     if args.kernel is None:
         for option in ("initrd", "append"):
             if getattr(args, option) is not None:
@@ -125,7 +130,7 @@ def _kernel_hashes(args: Namespace) -> bytes | None:
     return table_of(hash_file(args.kernel, "the kernel"), initrd, args.append)
 
 
-def _vars_size(args: Namespace) -> int:
+def _vars_size(args: Namespace | Arguments) -> int:
     if args.vars_file is not None and args.vars_size is not None:
         raise UsageError("--vars-file and --vars-size were given: give one of them", field="--vars-size")
     if args.svsm is None:
