@@ -138,8 +138,8 @@ class Ccp:
             self._vlek_load(process, file, data, reply)
 
     def _check_id_version(self) -> None:
-        version = self.firmware.platform_status()
-        if (version[0], version[1]) < (0, 16):
+        # As the driver read it when it was loaded.
+        if self.firmware.version[:2] < (0, 16):
             fail(abi.ENOTSUPP)
 
     def _get_id2(self, process: Process, data: int, reply: Reply) -> None:

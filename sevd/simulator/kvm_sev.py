@@ -183,7 +183,7 @@ def _initialise(vm: Vm, request: abi.SevInit, reply: Reply, *, es: bool) -> None
     asid = pool.take()
     try:
         module.ccp.initialise(reply)
-    except OSError:
+    except BaseException:
         reply.error = reply.error or 0
         pool.give(asid)
         raise

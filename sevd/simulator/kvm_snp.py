@@ -48,7 +48,7 @@ def launch_start(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) ->
         )
         sev.fd = command.sev_fd
         ccp.call(reply, lambda: firmware.snp_activate(context, sev.asid))
-    except OSError:
+    except BaseException:
         _discard(vm, context)
         raise
     sev.policy = request.policy

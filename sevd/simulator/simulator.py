@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sev import products
 from sev.abi.guest_message import KeyRequest
-from sev.abi.sev_device import SNP_VLEK_EN, SnpStatus
+from sev.abi.sev_device import SnpStatus
 from sev.errors import FirmwareError, UsageError, WrongState
 from sevd.devices.facts import HostFacts
 from sevd.simulator import hardware, kernel_era, versions
@@ -173,8 +173,8 @@ class Simulator:
 
     def guest_count(self) -> int:
         """Guests that the firmware knows."""
-        with self._ccp.lock:
-            return SnpStatus.decode(self._firmware.snp_platform_status()).guest_count
+        status = self._ask("SNP_PLATFORM_STATUS", self._firmware.snp_platform_status)
+        return SnpStatus.decode(status).guest_count
 
     def committed_tcb(self) -> int | None:
         """COMMITTED_TCB, raw."""
@@ -185,17 +185,16 @@ class Simulator:
         """The certificates that go with this chip at its reported TCB, DER by kind: ark, ask, vcek and crl; with a
         VLEK loaded also asvk and vlek."""
         with self._ccp.lock:
-            status = SnpStatus.decode(self._firmware.snp_platform_status())
             ca = self._firmware.ca
             out = {
                 "ark": ca.ark_der(),
                 "ask": ca.ask_der(),
-                "vcek": ca.vcek_der(status.reported_tcb),
+                "vcek": ca.vcek_der(self._firmware.reported_tcb),
                 "crl": ca.crl_der(),
             }
-            if status.bits & SNP_VLEK_EN:
+            if self._firmware.vlek_tcb is not None:
                 out["asvk"] = ca.asvk_der()
-                out["vlek"] = ca.vlek_der(status.reported_tcb)
+                out["vlek"] = ca.vlek_der(self._firmware.vlek_tcb)
             return out
 
     def roots_pem(self) -> bytes:
