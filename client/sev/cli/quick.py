@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, _ArgumentGroup
     from collections.abc import Callable, Sequence
     from typing import Any
 
@@ -90,7 +90,7 @@ def parse(options: Sequence[Option], words: Sequence[str]) -> Arguments | None:
     return None if missing else Arguments(values)
 
 
-def add(parser: ArgumentParser, options: Sequence[Option]) -> None:
+def add(parser: ArgumentParser | _ArgumentGroup, options: Sequence[Option]) -> None:
     """Adds the options to an argparse parser."""
     for option in options:
         if option.metavar is None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     PublicKey = EllipticCurvePublicKey
 
 
+_MAKE_ONE = "Make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out id-key.pem"
+
+
 class BadIdSignature(VerificationError):
     """A signature in an ID authentication page is not what it should be; the firmware would answer BAD_SIGNATURE."""
 
@@ -39,25 +42,7 @@ def load_private_key(data: bytes, what: str = "key") -> PrivateKey:
         MalformedInput: It is no private key that can be read.
         UsageError: It is encrypted, or not of P-384.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-
-    load = serialization.load_pem_private_key if b"-----BEGIN" in data else serialization.load_der_private_key
-    try:
-        key = load(data, None)
-    except TypeError:
-        raise UsageError(
-            f"{what}: is encrypted with a password",
-            remedy="Decrypt it first: openssl pkey -in KEY -out DECRYPTED (and guard the result).",
-            field=what,
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise MalformedInput(
-            f"{what}: is not a private key in PEM or DER",
-            remedy="Make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out id-key.pem",
-            field=what,
-        ) from None
-    return _p384_private(key, what)
+    return _p384_private(_load(data, what, private=True), what)
 
 
 def load_public_key(data: bytes, what: str = "key") -> PublicKey:
@@ -67,15 +52,8 @@ def load_public_key(data: bytes, what: str = "key") -> PublicKey:
         MalformedInput: It is no key that can be read.
         UsageError: It is encrypted, or not of P-384.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-
-    load = serialization.load_pem_public_key if b"-----BEGIN" in data else serialization.load_der_public_key
-    try:
-        key = load(data)
-    except (ValueError, UnsupportedAlgorithm):
-        return load_private_key(data, what).public_key()
-    return _p384_public(key, what)
+    key = _load(data, what, private=False)
+    return _p384_public(key.public_key() if hasattr(key, "public_key") else key, what)
 
 
 def public_record(key: PublicKey) -> bytes:
@@ -118,6 +96,35 @@ def verify(block: IdBlock, auth: IdAuth) -> None:
         _check_signature("author key", auth.author_key, auth.id_key_signature, auth.id_key)  # (4)
 
 
+def _load(data: bytes, what: str, *, private: bool) -> object:
+    """Whatever key is in PEM or DER; a public one only unless `private`."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization as forms
+
+    pem = b"-----BEGIN" in data
+    begin = data.find(b"-----BEGIN EC PRIVATE KEY")  # openssl ecparam writes the curve before it
+    data = data[begin:] if begin > 0 else data
+    try:
+        return forms.load_pem_private_key(data, None) if pem else forms.load_der_private_key(data, None)
+    except TypeError:
+        raise UsageError(
+            f"{what}: is encrypted with a password",
+            remedy="Decrypt it first: openssl pkey -in KEY -out DECRYPTED (and guard the result).",
+            field=what,
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        if private:
+            raise _unreadable(what, "a private key") from None
+    try:
+        return forms.load_pem_public_key(data) if pem else forms.load_der_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _unreadable(what, "a key") from None
+
+
+def _unreadable(what: str, kind: str) -> MalformedInput:
+    return MalformedInput(f"{what}: is not {kind} in PEM or DER", remedy=_MAKE_ONE, field=what)
+
+
 def _p384_private(key: object, what: str) -> PrivateKey:
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -137,7 +144,7 @@ def _p384_public(key: object, what: str) -> PublicKey:
 def _wrong_curve(what: str) -> UsageError:
     return UsageError(
         f"{what}: expected an elliptic-curve key on P-384, which is all that SNP takes",
-        remedy="Make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out id-key.pem",
+        remedy=_MAKE_ONE,
         field=what,
     )
 
