@@ -1,6 +1,6 @@
 """Whether a certificate or list is worth keeping: genuine under the trusted roots, valid now, and of this chip.
 
-1. An ARK is one of the trusted roots.
+1. An ARK is signed by the trusted root of its name: it is that root's own certificate.
 2. An ASK or ASVK is signed by a trusted root of its product and may issue certificates.
 3. A VCEK or VLEK hangs under its ASK or ASVK, built in, kept or given along.
 4. All of them are valid now.
@@ -81,27 +81,51 @@ def tcb_of(leaf: Certificate) -> TcbVersion:
     return TcbVersion.from_int(0, product).replace(**levels)
 
 
+def check_genuine(certificate: Certificate, roots: Roots, given: Iterable[Certificate]) -> None:
+    """Steps 1 to 3, and the patch levels: whether the certificate is what it says, whatever the time and the chip.
+
+    Args:
+        certificate: Any kind.
+        roots: The trusted roots.
+        given: Authorities at hand beside the built-in ones.
+
+    Raises:
+        VerificationError: Its subclasses, one per failure.
+        CollateralError: The issuer is not at hand.
+        UsageError: No certificate of AMD's SNP.
+    """
+    kind = kind_of(certificate)
+    product_of(certificate)
+    if kind is EndorsementKind.ARK:
+        _check_root(certificate, roots)
+    elif kind not in LEAVES:
+        _check_intermediate(certificate, roots)
+    else:
+        chain.build(certificate, chain.issuers(certificate, roots, given))
+        tcb_of(certificate)
+        if kind is EndorsementKind.VCEK and certificate.hwid is None:
+            raise LeafIncomplete("the VCEK names no chip (hwID)", field="vcek")
+
+
 def check_certificate(
     certificate: Certificate,
     roots: Roots,
     given: Iterable[Certificate],
     identity: ChipIdentity | None,
-    now: datetime | None,
+    now: datetime,
 ) -> None:
-    """Raises unless the certificate passes the steps above.
+    """Steps 1 to 5: whether the certificate is genuine, valid now, and of this chip.
 
     Args:
         certificate: Any kind.
         roots: The trusted roots.
         given: Authorities at hand beside the built-in ones.
         identity: This chip; None if it is not known.
-        now: The time that dates are compared with; None to leave dates out.
+        now: The time that dates are compared with.
 
     Raises:
-        VerificationError: Its subclasses, one per failure.
-        CollateralError: The issuer is not at hand.
+        VerificationError, CollateralError, UsageError: As `check_genuine`.
         DeviceMissing: A VCEK, and this chip is not known.
-        UsageError: No certificate of AMD's SNP.
     """
     kind, product = kind_of(certificate), product_of(certificate)
     if identity is not None and product is not identity.product:
@@ -110,19 +134,10 @@ def check_certificate(
             field=certificate.kind,
             remedy=f"Give the certificates of {identity.product.kds_name}.",
         )
-    if kind is EndorsementKind.ARK:
-        _check_root(certificate, roots)
-    elif kind not in LEAVES:
-        _check_intermediate(certificate, roots)
-    else:
-        linked = chain.build(certificate, chain.issuers(certificate, roots, given))
-        tcb_of(certificate)
-        if now is not None:
-            chain.check_dates(linked, now)
-        if kind is EndorsementKind.VCEK:
-            _check_chip(certificate, product, identity)
-    if now is not None:
-        _check_dates(certificate, now)
+    check_genuine(certificate, roots, given)
+    if kind is EndorsementKind.VCEK:
+        _check_chip(certificate, product, identity)
+    _check_dates(certificate, now)
 
 
 def check_list(crl: Crl, roots: Roots, now: datetime | None) -> Product | None:
@@ -148,7 +163,8 @@ def check_list(crl: Crl, roots: Roots, now: datetime | None) -> Product | None:
 
 def _check_root(certificate: Certificate, roots: Roots) -> None:
     for root in roots.named(certificate.subject):
-        if root in roots.arks and root.sha256 == certificate.fingerprint():
+        # Signed with the trusted key: the certificate that the root came from, or one that was issued for it again.
+        if root in roots.arks and root.signed(certificate):
             return
     raise IntermediateSignatureInvalid(
         f"the ARK {certificate.subject_cn!r} is none of the trusted roots",
@@ -172,12 +188,10 @@ def _check_intermediate(certificate: Certificate, roots: Roots) -> None:
 def _check_chip(leaf: Certificate, product: Product, identity: ChipIdentity | None) -> None:
     if identity is None:
         raise DeviceMissing("the VCEK cannot be compared with this chip, whose identifier is not known", field="vcek")
-    if leaf.hwid is None:
-        raise LeafIncomplete("the VCEK names no chip (hwID)", field="vcek")
-    size = product.chip_id_bytes
-    if leaf.hwid[:size] != identity.chip_id[:size] or any(leaf.hwid[size:]):
+    size, hwid = product.chip_id_bytes, leaf.hwid or b""
+    if hwid[:size] != identity.chip_id[:size] or any(hwid[size:]):
         raise ChipIdMismatch(
-            f"the VCEK is of chip {leaf.hwid[:size].hex()[:16]}…, this is {identity.chip_id.hex()[:16]}…",
+            f"the VCEK is of chip {hwid[:size].hex()[:16]}…, this is {identity.chip_id.hex()[:16]}…",
             field="vcek",
             remedy="Fetch the VCEK for this chip's identifier (sev host show tells it).",
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from sev.abi import cert_table
 from sev.certs.files import load_all
 from sev.errors import MalformedInput, SevError, UsageError
-from sevd.endorsements.check import check_certificate, check_list, kind_of, product_of, tcb_of
+from sevd.endorsements.check import check_certificate, check_genuine, check_list, kind_of, product_of, tcb_of
 from sevd.endorsements.model import ChipIdentity, Endorsement, EndorsementKind, EndorsementSet
 from sevd.endorsements.store import Store, Stored, entry
 from sevd.endorsements.table_file import WAIT_SECONDS, TableFile
@@ -114,14 +114,16 @@ class Endorsements:
             identity: This chip; None while the device is missing.
         """
 
-        def check(stored: Stored) -> None:
-            # Dates are left out: what has run out is not damaged. A chip's VCEK is compared when it is used.
+        def check(stored: Stored, authorities: Sequence[Certificate]) -> None:
+            # Dates are left out: what has run out is not damaged.
             if stored.crl is not None:
                 check_list(stored.crl, self._roots, None)
-            elif stored.certificate is not None and stored.kind is not EndorsementKind.VCEK:
-                check_certificate(stored.certificate, self._roots, (), None, None)
+            elif stored.certificate is not None:
+                check_genuine(stored.certificate, self._roots, authorities)
 
         self._imported.update(await asyncio.to_thread(self._store.load, check))
+        if self._identity is not None:
+            identity = self._identity  # a platform command was quicker, and knows better
         try:
             return await self.renew(identity)
         except SevError as error:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sev.certs.files import load_all
-from sev.errors import InternalError, KernelError, MalformedInput, SevError
+from sev.errors import CollateralError, InternalError, KernelError, MalformedInput, SevError, VerificationError
 from sevd.endorsements.check import kind_of, product_of, tcb_of
 from sevd.endorsements.model import EndorsementKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sev.certs import Certificate, Crl
     from sev.products import Product
@@ -88,22 +88,31 @@ class Store:
         self._directory = directory
         self._report = report
 
-    def load(self, check: Callable[[Stored], None]) -> dict[Path, Stored]:
+    def load(self, check: Callable[[Stored, Sequence[Certificate]], None]) -> dict[Path, Stored]:
         """Everything in the store that reads back as what it should be and passes `check`.
 
-        What raises SevError in `check` is set aside like a damaged file.
+        `check` is given each entry and the authorities among all of them. What it refuses with a VerificationError is
+        set aside like a damaged file; what it cannot decide (CollateralError) stays.
         """
-        out: dict[Path, Stored] = {}
+        found: dict[Path, Stored] = {}
         for path in self._files():
             try:
-                stored = self._read(path)
-                check(stored)
+                found[path] = self._read(path)
             except SevError as error:
                 self.set_aside(path, error.message)
             except OSError as error:
                 self._report(f"{path} cannot be read: {error.strerror}.")
-            else:
-                out[stored.path] = stored
+        authorities = [one.certificate for one in found.values() if one.certificate and one.certificate.is_ca]
+        out: dict[Path, Stored] = {}
+        for path, stored in found.items():
+            try:
+                check(stored, authorities)
+            except VerificationError as error:
+                self.set_aside(path, error.message)
+                continue
+            except CollateralError:
+                pass  # undecided: it is looked at again where it is used
+            out[stored.path] = stored
         return out
 
     def keep(self, stored: Stored) -> None:

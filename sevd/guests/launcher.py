@@ -203,7 +203,7 @@ class Launcher:
     async def _give_up(self, guest: Hosted) -> None:
         """Closes the machine. A close that fails is logged: there is nothing else left to try."""
         self._quiet.end(guest.lane)
-        machine, guest.machine = guest.machine, None
+        machine, guest.machine, guest.asid = guest.machine, None, 0
         if machine is not None:
             try:
                 try:
