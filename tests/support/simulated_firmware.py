@@ -21,6 +21,8 @@ PAGE = 4096
 POLICY = 0x30000
 PATTERN = bytes(range(256)) * 16
 SEED = 20261
+ID_KEY = ec.derive_private_key(0x1D, ec.SECP384R1())
+AUTHOR_KEY = ec.derive_private_key(0xA0, ec.SECP384R1())
 
 
 class Open(Protocol):

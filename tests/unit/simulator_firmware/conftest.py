@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sev import products
-from sevd.simulator import versions
+from sevd.simulator import ca, versions
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.versions import Version
 from tests.support.simulated_firmware import SEED, Open
@@ -18,10 +18,16 @@ from tests.support.simulated_firmware import SEED, Open
 
 @pytest.fixture(scope="session")
 def chips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory with a chip of each line, on its lowest known firmware so that any version can be run on it."""
+    """One directory with a chip of each line, on its lowest known firmware so that any version can be run on it.
+
+    Its authority has smaller RSA keys than real ones, which takes a tenth of the time; test_authority makes full ones.
+    """
     directory = tmp_path_factory.mktemp("chips")
-    for product in (products.MILAN, products.GENOA, products.TURIN):
-        Firmware.open(directory, product=product, version=versions.RELEASES[product.name][0].version, seed=SEED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ca, "KEY_BITS", 2048)
+        for product in (products.MILAN, products.GENOA, products.TURIN):
+            lowest = versions.RELEASES[product.name][0].version
+            Firmware.open(directory, product=product, version=lowest, seed=SEED).ca.asvk_der()
     return directory
 
 

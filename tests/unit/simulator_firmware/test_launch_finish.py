@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sev import status
 from sevd.simulator.firmware import Firmware
 from tests.support.simulated_firmware import (
+    AUTHOR_KEY,
+    ID_KEY,
     PAGE,
     PATTERN,
     POLICY,
@@ -21,8 +23,6 @@ from tests.support.simulated_firmware import (
     update,
 )
 
-ID_KEY = ec.derive_private_key(0x1D, ec.SECP384R1())
-AUTHOR_KEY = ec.derive_private_key(0xA0, ec.SECP384R1())
 OTHER_KEY = ec.derive_private_key(0x07, ec.SECP384R1())
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 
