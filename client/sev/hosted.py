@@ -36,6 +36,8 @@ DEFAULT_VCPU_TYPE = "EPYC-v4"
 
 ID_BLOCK_BYTES = 96
 ID_AUTH_BYTES = 4096
+AUTHOR_KEY_AT = 0x880
+AUTHOR_KEY_BYTES = 0x404
 PAGE = 4096
 FOUR_GIB = 1 << 32
 UPDATE_BYTES = 8 << 20
@@ -275,7 +277,7 @@ def check_id_block(id_block: bytes, id_auth: bytes) -> bool:
             raise MalformedInput(
                 f"{name}: {len(data)} bytes, expected {size}", field=name, remedy="Make them with sev id-block create."
             )
-    return int.from_bytes(id_auth[4:8], "little") != 0
+    return any(id_auth[AUTHOR_KEY_AT : AUTHOR_KEY_AT + AUTHOR_KEY_BYTES])
 
 
 def new_guest_id() -> str:

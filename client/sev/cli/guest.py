@@ -17,7 +17,8 @@ admin everybody's.
 """
 
 _SHOW = """\
-Shows one guest. A guest that is not yours looks like one that does not exist.
+Shows one guest: state, owner, size, policy, and once it is launched its digest.
+A guest that is not yours looks like one that does not exist (exit code 10).
 """
 
 _WATCH = """\

@@ -71,10 +71,7 @@ def build(parser: ArgumentParser) -> None:
             "sev guest launch --firmware OVMF.amdsev.fd --kernel bzImage --initrd initrd.img --append console=ttyS0",
             "direct boot: kernel, initrd and command line are measured",
         ),
-        (
-            "sev guest launch --firmware OVMF.fd --id-block id.bin --id-auth auth.bin --host-data $HASH",
-            "with an ID block and host data",
-        ),
+        ("sev guest launch --firmware OVMF.fd --id-block id.bin --id-auth auth.bin", "with an ID block"),
         notes='JSON: {"guest_id", "type", "state", "launch_digest", "expected_digest"}.',
     )
     parser.set_defaults(run=run)

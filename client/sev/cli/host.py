@@ -50,6 +50,7 @@ def text(info: HostInfo) -> str:
     """The host for people."""
     from sev.cli.tables import facts
 
+    chip_id = info.chip_id.hex()
     able = ", ".join(_TECHNOLOGIES.get(name, name) for name in info.technologies)
     return facts(
         (
@@ -61,7 +62,7 @@ def text(info: HostInfo) -> str:
             ("guests", info.guest_count),
             ("SEV ASIDs", f"{info.sev_asids.in_use} of {info.sev_asids.total} in use"),
             ("SEV-ES/SNP ASIDs", f"{info.sev_es_asids.in_use} of {info.sev_es_asids.total} in use"),
-            ("chip id", info.chip_id.hex() or "unknown"),
+            ("chip id", "\n".join(chip_id[at : at + 64] for at in range(0, len(chip_id), 64)) or "unknown"),
             ("device", info.device_health),
             ("missing", "\n".join(info.missing)),
             ("daemon", f"sevd {info.daemon_version}"),

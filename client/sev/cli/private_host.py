@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sev.errors import InternalError, Unreachable
+from sev.errors import InternalError, NotNow, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
+    from sev.client import Host
+
 START_SECONDS = 120.0
 """How long a first start may take: two RSA-4096 keys on a slow machine."""
 
 STOP_SECONDS = 5.0
+CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
 
 class PrivateHost:
-    """A simulated host as a context manager; `socket` is where its daemon answers once `wait` returned.
+    """A simulated host as a context manager; `connect` waits for its daemon.
 
     Args:
         product: Processor line to simulate.
@@ -62,27 +65,24 @@ class PrivateHost:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._clean()
 
-    def wait(self) -> None:
-        """Returns when the daemon listens.
+    def connect(self) -> Host:
+        """A connection to the host, as soon as it answers.
 
         Raises:
-            InternalError: It ended, or does not listen within two minutes.
+            InternalError: Its daemon ended, or does not answer within two minutes.
         """
-        try:
-            self._wait()
-        except Unreachable:
-            if self._kept is None or not self._kept.exists():
-                raise InternalError(f"the simulated host did not start: {self._last_words()}") from None
+        host = self._connect()
+        if host is None and self._kept is not None and self._kept.exists():
             # the kept chip may be of another version: once more, with a new one
             self._stop()
             shutil.rmtree(self._kept, ignore_errors=True)
             shutil.rmtree(self.directory / "state", ignore_errors=True)
             self._start(False)
-            try:
-                self._wait()
-            except Unreachable:
-                raise InternalError(f"the simulated host did not start: {self._last_words()}") from None
+            host = self._connect()
+        if host is None:
+            raise InternalError(f"the simulated host did not start: {self._last_words()}")
         self._ready = True
+        return host
 
     def _start(self, has_chip: bool) -> None:
         if not has_chip:
@@ -110,13 +110,26 @@ class PrivateHost:
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509 - no thread runs yet
             )
 
-    def _wait(self) -> None:
+    def _connect(self) -> Host | None:
+        """A connection that was answered once; None if the daemon ended. (It listens before it is ready to answer.)"""
+        from sev.client import connect
+
         until = time.monotonic() + START_SECONDS
-        while not os.path.exists(self.socket):
-            assert self._process is not None
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise Unreachable("the simulated host did not start")
-            time.sleep(_POLL_SECONDS)
+        while self._process is not None and self._process.poll() is None and time.monotonic() < until:
+            if not os.path.exists(self.socket):
+                time.sleep(_POLL_SECONDS)
+                continue
+            host = connect(self.socket, timeout=CALL_SECONDS)
+            try:
+                host.host()
+            except (Unreachable, NotNow):
+                host.close()
+            except BaseException:
+                host.close()
+                raise
+            else:
+                return host
+        return None
 
     def _last_words(self) -> str:
         try:

@@ -96,8 +96,7 @@ def _below(words: tuple[str, ...], text: str, parser: Parser) -> Iterator[Comman
     children: list[tuple[str, str, Parser]] = []
     for action in parser._actions:
         if action is parser.verbs:
-            helps = {choice.dest: choice.help or "" for choice in action._get_subactions()}
-            children = [(name, helps.get(name, ""), child) for name, child in parser.verbs.choices.items()]
+            children = [(one.dest, one.help or "", parser.verbs.choices[one.dest]) for one in action._get_subactions()]
         elif action.help != SUPPRESS:
             (command.options if action.option_strings else command.arguments).append(_option(action))
     command.verbs = [(name, line) for name, line, _ in children]

@@ -192,7 +192,8 @@ def test_options_that_do_not_fit(
 def test_author_key_is_seen_in_the_page() -> None:
     assert not hosted.check_id_block(b"", b"")
     assert not hosted.check_id_block(bytes(96), bytes(4096))
-    assert hosted.check_id_block(bytes(96), bytes(4) + b"\1" + bytes(4091))
+    assert not hosted.check_id_block(bytes(96), b"\1\0\0\0" * 2 + bytes(4088))
+    assert hosted.check_id_block(bytes(96), bytes(0x880) + b"\1" + bytes(0x77F))
 
 
 def test_guest_ids_are_of_the_form_and_differ() -> None:
