@@ -10,6 +10,8 @@ shown. Whether any of that is acceptable is decided by verification and by the c
 
 from __future__ import annotations
 
+from struct import Struct
+
 from sev.abi.policy import SnpPolicy
 from sev.abi.report_fields import Field, LaterNumber, Number, Octets, Tcb, Version
 from sev.errors import MalformedInput
@@ -26,6 +28,10 @@ SIGNED_SIZE = 0x2A0
 SIGNATURE_AT = 0x2A0
 SIGNATURE_PART = 72
 """R and S stand one after the other, little-endian, 72 bytes each of which P-384 fills 48."""
+
+HEAD = Struct("<I44xII16xI308xQBB")
+"""What verification looks at, read at once: version, vmpl, signature_algo, key_info, reported_tcb and, from version 3
+on, cpuid_fam_id and cpuid_mod_id."""
 
 OLDEST_VERSION = 2
 NEWEST_VERSION = 5
@@ -150,7 +156,7 @@ class Report:
 
     def tcb_raw(self, field: str) -> int:
         """The eight bytes of a TCB field by name, as a little-endian integer; needs no byte order."""
-        offset = {name: one.offset for name, one in FIELDS.items() if isinstance(one, Tcb)}[field]
+        offset = FIELDS[field].offset
         return int.from_bytes(self.raw[offset : offset + 8], "little")
 
     @property

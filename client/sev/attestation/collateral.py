@@ -5,7 +5,7 @@ from __future__ import annotations
 from sev.abi import cert_table
 from sev.certs.crl import Crl
 from sev.certs.errors import CertificateUnreadable, CrlUnreadable, LeafMissing
-from sev.certs.files import load, load_all, load_crls
+from sev.certs.files import load_all, load_certificates, load_crls
 from sev.certs.x509 import Certificate
 from sev.errors import MalformedInput
 
@@ -45,10 +45,10 @@ class Collateral:
         self._certificates = certificates
         self._crls = crls
         self._certificate_table = certificate_table
-        self._read: tuple[tuple[Certificate, ...], tuple[Certificate, ...]] | None = None
+        self._read: tuple[tuple[Certificate, ...], tuple[Certificate, ...], tuple[Certificate, ...]] | None = None
 
-    def _contents(self) -> tuple[tuple[Certificate, ...], tuple[Certificate, ...]]:
-        """What `vek` holds, and all other certificates; read once."""
+    def _contents(self) -> tuple[tuple[Certificate, ...], tuple[Certificate, ...], tuple[Certificate, ...]]:
+        """What `vek` holds, all other certificates, and those of both that are no leaf; read once."""
         if self._read is None:
             own = _certificates(self._vek, "the VCEK or VLEK") if self._vek is not None else ()
             others: list[Certificate] = []
@@ -58,7 +58,8 @@ class Collateral:
                 others += read_table(self._certificate_table)
             if len(own) + len(others) > MAX_CERTIFICATES:
                 raise CertificateUnreadable(f"more than {MAX_CERTIFICATES} certificates were given")
-            self._read = own, tuple(others)
+            authorities = [one for one in (*own, *others) if one.kind not in LEAF_KINDS]
+            self._read = own, tuple(others), tuple(authorities)
         return self._read
 
     def leaf(self, report: Report) -> Certificate:
@@ -68,7 +69,7 @@ class Collateral:
             LeafMissing: None of the right kind was given.
             CertificateUnreadable: A certificate that was given cannot be read.
         """
-        own, others = self._contents()
+        own, others, _ = self._contents()
         if own:
             return next((one for one in own if one.kind in LEAF_KINDS), own[0])
         wanted = report.signing_key
@@ -80,10 +81,9 @@ class Collateral:
             return fitting[0]
         return max(fitting, key=lambda one: _fit(one, report))
 
-    def authorities(self) -> list[Certificate]:
+    def authorities(self) -> tuple[Certificate, ...]:
         """Every certificate that is no leaf."""
-        own, others = self._contents()
-        return [one for one in (*own, *others) if one.kind not in LEAF_KINDS]
+        return self._contents()[2]
 
     def crls(self) -> list[Crl]:
         """The revocation lists.
@@ -127,7 +127,7 @@ def _certificates(item: bytes | Certificate, what: str) -> tuple[Certificate, ..
     if isinstance(item, Certificate):
         return (item,)
     try:
-        return tuple(load(item))
+        return load_certificates(item)
     except MalformedInput as error:
         raise CertificateUnreadable(f"{what} cannot be read: {error.message}") from error
 

@@ -7,6 +7,8 @@ reach a root, `build` picks the one that signed the leaf, `check_dates` and `che
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sev.certs.crl import Crl
 from sev.certs.errors import (
     CertificateExpired,
@@ -49,17 +51,30 @@ class Chain:
         leaf: VCEK or VLEK.
         issuer: ASK or ASVK.
         root: ARK.
+        not_before, not_after: First and last second at which all three are valid.
     """
 
-    __slots__ = ("issuer", "leaf", "root")
+    __slots__ = ("issuer", "leaf", "not_after", "not_before", "root")
 
     def __init__(self, leaf: Certificate, issuer: Authority, root: Authority) -> None:
         self.leaf = leaf
         self.issuer = issuer
         self.root = root
+        self.not_before = max(leaf.not_before, issuer.not_before, root.not_before)
+        self.not_after = min(leaf.not_after, issuer.not_after, root.not_after)
 
     def __repr__(self) -> str:
         return f"<Chain {self.leaf.subject_cn} < {self.issuer.common_name} < {self.root.common_name}>"
+
+
+@lru_cache(maxsize=1024)
+def find(leaf: Certificate, roots: Roots, given: tuple[Certificate, ...] = ()) -> Chain:
+    """`build` over `issuers`. Chains that were found are remembered; refusals are not.
+
+    Raises:
+        NotGenuine, Undecided: As these two.
+    """
+    return build(leaf, issuers(leaf, roots, given))
 
 
 def issuers(leaf: Certificate, roots: Roots, given: Iterable[Certificate] = ()) -> list[tuple[Authority, Authority]]:
@@ -145,6 +160,8 @@ def check_dates(chain: Chain, at: datetime) -> None:
     Raises:
         CertificateExpired, CertificateNotYetValid: One of them was not; says which, and its dates.
     """
+    if chain.not_before <= at <= chain.not_after:
+        return
     leaf = chain.leaf
     for kind, not_before, not_after in (
         (leaf.kind, leaf.not_before, leaf.not_after),

@@ -51,6 +51,11 @@ def expect(data: bytes, at: int, end: int, tag: int, what: str) -> tuple[int, in
     Raises:
         MalformedInput: As `element`, or another tag.
     """
+    if at + 2 <= end and data[at] == tag:
+        # Short lengths are nearly all of a certificate; this is `element` for them, without a second call.
+        stop = at + 2 + data[at + 1]
+        if data[at + 1] < 0x80 and stop <= end:
+            return at + 2, stop
     found, start, stop = element(data, at, end, what)
     if found != tag:
         raise MalformedInput(f"{what}: tag {found:#04x} at offset {at}, expected {tag:#04x}", field=what)
@@ -69,6 +74,8 @@ def integer(data: bytes, at: int, end: int, what: str, *, limit: int = MAX_INTEG
     Raises:
         MalformedInput: Negative, empty, too long, or padded.
     """
+    if at + 3 <= end and data[at] == INTEGER and data[at + 1] == 1 and data[at + 2] < 0x80:
+        return data[at + 2], at + 3
     start, stop = expect(data, at, end, INTEGER, what)
     if stop == start or stop - start > limit:
         raise MalformedInput(f"{what}: integer of {stop - start} bytes at offset {at}, expected 1 to {limit}")
@@ -122,12 +129,14 @@ def time(data: bytes, at: int, end: int, what: str) -> tuple[datetime, int]:
         raise MalformedInput(f"{what}: at offset {at}, expected a UTCTime or GeneralizedTime to the second")
     if text[-1] != 0x5A or not digits.isdigit():
         raise MalformedInput(f"{what}: time at offset {at} is {text!r}, expected digits and Z", field=what)
-    year = int(digits[:year_digits])
+    date, clock = divmod(int(digits), 1_000_000)
+    year, date = divmod(date, 10_000)
     if year_digits == 2:
         year += 1900 if year >= 50 else 2000
-    rest = [int(digits[i : i + 2]) for i in range(year_digits, len(digits), 2)]
     try:
-        return datetime(year, rest[0], rest[1], rest[2], rest[3], rest[4], tzinfo=UTC), stop
+        return datetime(
+            year, date // 100, date % 100, clock // 10_000, clock // 100 % 100, clock % 100, tzinfo=UTC
+        ), stop
     except ValueError as error:
         raise MalformedInput(f"{what}: time at offset {at} is {text!r}: {error}", field=what) from None
 

@@ -19,7 +19,14 @@ _AMD_ARC = bytes.fromhex("2b060104019c7801")
 LEVELS = {1: "bootloader", 2: "tee", 3: "snp", 8: "microcode", 9: "fmc"}
 """TCB component by the last number of its patch-level extension."""
 
+LEVEL_NUMBERS = {name: number for number, name in LEVELS.items()}
+"""The reverse."""
+
 RESERVED_LEVELS = (4, 5, 6, 7)
+_LEVEL_NUMBERS = frozenset((*LEVELS, *RESERVED_LEVELS))
+_LEVEL_START = bytes((der.SEQUENCE, 17, der.OID, 10)) + _AMD_ARC + b"\x03"
+_LEVEL_VALUE = bytes((der.OCTET_STRING, 3, der.INTEGER, 1))
+_LEVEL_SIZE = 19
 HWID_SIZES = (64, 8)
 
 MAX_EXTENSIONS = 32
@@ -38,16 +45,15 @@ class Extensions:
         crl_url: First URL of cRLDistributionPoints.
         struct_version: structVersion of a leaf.
         product_name: productName of a leaf.
-        levels: Patch level by TCB component.
-        reserved_levels: Patch levels 4 to 7, which have no component, by number.
+        level_numbers: Patch levels by the last number of their extension.
         hwid: hwID, 64 or 8 bytes.
         csp_id: cspID.
         others: Dotted OIDs of extensions that are not critical and not known here.
     """
 
     __slots__ = (
-        "authority_key_id", "crl_url", "csp_id", "hwid", "is_ca", "key_usage", "levels", "others", "path_length",
-        "product_name", "reserved_levels", "struct_version", "subject_key_id",
+        "authority_key_id", "crl_url", "csp_id", "hwid", "is_ca", "key_usage", "level_numbers", "others", "path_length",
+        "product_name", "struct_version", "subject_key_id",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -59,8 +65,7 @@ class Extensions:
         self.crl_url = ""
         self.struct_version: int | None = None
         self.product_name = ""
-        self.levels: dict[str, int] = {}
-        self.reserved_levels: dict[int, int] = {}
+        self.level_numbers: dict[int, int] = {}
         self.hwid: bytes | None = None
         self.csp_id: str | None = None
         self.others: tuple[str, ...] = ()
@@ -79,34 +84,61 @@ class Extensions:
         Raises:
             MalformedInput: Any extension that is malformed, comes twice, or is critical and not understood.
         """
-        for oid, critical, start, stop in sequence(data, at, end):
+        at, stop = der.expect(data, at, end, der.SEQUENCE, "extensions")
+        der.finish(stop, end, "extensions")
+        if at == stop:
+            raise MalformedInput("extensions: present but empty", field="extensions")
+        seen: set[bytes] = set()
+        levels, starts = self.level_numbers, data.startswith
+        while at < stop:
+            # Eight of a VCEK's eleven extensions: a patch level below 128, every length in short form.
+            if starts(_LEVEL_START, at) and at + _LEVEL_SIZE <= stop and starts(_LEVEL_VALUE, at + 14):
+                number, value = data[at + 13], data[at + 18]
+                if value < 0x80 and number in _LEVEL_NUMBERS and number not in levels:
+                    levels[number] = value
+                    at += _LEVEL_SIZE
+                    continue
+            oid, critical, start, at = one(data, at, stop)
+            if oid in seen or len(seen) == MAX_EXTENSIONS:
+                what = "a second time" if oid in seen else f"one more than {MAX_EXTENSIONS}"
+                raise MalformedInput(f"extension {der.oid_text(oid)}: {what}, at offset {start}", field="extensions")
+            seen.add(oid)
             if oid.startswith(_AMD_ARC):
-                known = self._amd(oid[len(_AMD_ARC) :], data, start, stop)
+                known = self._amd(oid[len(_AMD_ARC) :], data, start, at)
             else:
                 reader = _STANDARD.get(oid)
                 known = reader is not None
                 if reader is not None:
-                    reader(self, data, start, stop)
+                    reader(self, data, start, at)
             if not known:
                 if critical:
                     raise MalformedInput(f"extension {der.oid_text(oid)}: critical and not understood at {start}")
                 self.others += (der.oid_text(oid),)
 
+    @property
+    def levels(self) -> dict[str, int]:
+        """Patch level by TCB component."""
+        return {name: self.level_numbers[number] for number, name in LEVELS.items() if number in self.level_numbers}
+
+    @property
+    def reserved_levels(self) -> dict[int, int]:
+        """Patch levels 4 to 7, which have no component, by number."""
+        return {number: self.level_numbers[number] for number in RESERVED_LEVELS if number in self.level_numbers}
+
     def _amd(self, suffix: bytes, data: bytes, start: int, stop: int) -> bool:
-        number = suffix[-1] if suffix else 0
-        if len(suffix) == 2 and suffix[0] == 3:
-            what = f"patch level {number}"
-            value, at = der.integer(data, start, stop, what)
-            der.finish(at, stop, what)
-            if value > 0xFF:
-                raise MalformedInput(f"{what}: {value} at offset {start}, expected 0 to 255", field=what)
-            if number in LEVELS:
-                self.levels[LEVELS[number]] = value
-                return True
-            self.reserved_levels[number] = value
-            return number in RESERVED_LEVELS
+        if len(suffix) == 2 and suffix[0] == 3 and suffix[1] in _LEVEL_NUMBERS:
+            value, at = der.integer(data, start, stop, "patch level")
+            der.finish(at, stop, "patch level")
+            if value > 0xFF or suffix[1] in self.level_numbers:
+                raise MalformedInput(
+                    f"patch level {suffix[1]}: {value} at offset {start}, expected once and 0 to 255",
+                    field="patch level",
+                )
+            self.level_numbers[suffix[1]] = value
+            return True
         if len(suffix) != 1:
             return False
+        number = suffix[0]
         if number == 1:
             self.struct_version, at = der.integer(data, start, stop, "structVersion")
             der.finish(at, stop, "structVersion")
@@ -121,8 +153,28 @@ class Extensions:
         return True
 
 
+def one(data: bytes, at: int, stop: int) -> tuple[bytes, bool, int, int]:
+    """The Extension at `at`: OID content, critical, start and end of the value; it ends where the value does.
+
+    Raises:
+        MalformedInput: Any other shape.
+    """
+    expect = der.expect
+    inner, end = expect(data, at, stop, der.SEQUENCE, "extension")
+    inner, value = expect(data, inner, end, der.OID, "extnID")
+    oid = data[inner:value]
+    critical = False
+    if value < end and data[value] == der.BOOLEAN:
+        critical, value = der.boolean(data, value, end, "critical")
+        if not critical:
+            raise MalformedInput(f"extension {der.oid_text(oid)}: the default, not critical, is written out")
+    value, value_end = expect(data, value, end, der.OCTET_STRING, "extnValue")
+    der.finish(value_end, end, "extension")
+    return oid, critical, value, value_end
+
+
 def sequence(data: bytes, at: int, end: int) -> list[tuple[bytes, bool, int, int]]:
-    """The Extensions at `at`: (OID content, critical, start and end of the value), each OID once, 32 at most.
+    """The Extensions at `at`, each as `one` has it, each OID once, 32 at most.
 
     Raises:
         MalformedInput: Any other shape.
@@ -130,26 +182,12 @@ def sequence(data: bytes, at: int, end: int) -> list[tuple[bytes, bool, int, int
     at, stop = der.expect(data, at, end, der.SEQUENCE, "extensions")
     der.finish(stop, end, "extensions")
     found: list[tuple[bytes, bool, int, int]] = []
-    seen: set[bytes] = set()
     while at < stop:
-        inner, at = der.expect(data, at, stop, der.SEQUENCE, "extension")
-        oid_start, oid_end = der.expect(data, inner, at, der.OID, "extnID")
-        oid = data[oid_start:oid_end]
-        critical = False
-        if oid_end < at and data[oid_end] == der.BOOLEAN:
-            critical, oid_end = der.boolean(data, oid_end, at, "critical")
-            if not critical:
-                raise MalformedInput(f"extension {der.oid_text(oid)}: the default, not critical, is written out")
-        value, value_end = der.expect(data, oid_end, at, der.OCTET_STRING, "extnValue")
-        der.finish(value_end, at, "extension")
-        if oid in seen:
-            raise MalformedInput(f"extension {der.oid_text(oid)}: a second time at offset {value}", field="extensions")
-        if len(found) == MAX_EXTENSIONS:
-            raise MalformedInput(f"extensions: more than {MAX_EXTENSIONS}", field="extensions")
-        seen.add(oid)
-        found.append((oid, critical, value, value_end))
-    if not found:
-        raise MalformedInput("extensions: present but empty", field="extensions")
+        found.append(one(data, at, stop))
+        at = found[-1][3]
+    oids = {extension[0] for extension in found}
+    if not found or len(oids) != len(found) or len(found) > MAX_EXTENSIONS:
+        raise MalformedInput(f"extensions: {len(found)}, expected 1 to {MAX_EXTENSIONS}, each once", field="extensions")
     return found
 
 

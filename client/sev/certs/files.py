@@ -32,10 +32,15 @@ def load(data: bytes) -> list[Certificate]:
     Raises:
         MalformedInput: None in there, something else in there, or one of them is malformed.
     """
+    return list(load_certificates(data))
+
+
+def load_certificates(data: bytes) -> tuple[Certificate, ...]:
+    """As `load`, as a tuple."""
     certificates, crls = load_all(data)
     if crls or not certificates:
         raise MalformedInput("expected certificates, found " + ("a revocation list" if crls else "none"))
-    return list(certificates)
+    return certificates
 
 
 def load_crls(data: bytes) -> list[Crl]:

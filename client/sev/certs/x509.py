@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from sev.certs import der, names, signatures
-from sev.certs.extensions import Extensions
+from sev.certs.extensions import LEVEL_NUMBERS, RESERVED_LEVELS, Extensions
 from sev.errors import MalformedInput
 from sev.products import by_kds_name
 
@@ -47,11 +47,13 @@ class Certificate:
         not_before, not_after: First and last second of validity, in UTC.
         spki: DER of the public key.
         extensions: The extensions, decoded.
+        kind: What it is by its name and form: "ark", "ask", "asvk", "vcek", "vlek", or "other".
+        product: The processor line of `product_name`; None if it is of none.
     """
 
     __slots__ = (
-        "_hash", "_key", "der", "extensions", "issuer", "issuer_cn", "issuer_text", "not_after", "not_before",
-        "serial", "signature", "spki", "subject", "subject_cn", "subject_text", "tbs",
+        "_hash", "_key", "der", "extensions", "issuer", "issuer_cn", "issuer_text", "kind", "not_after", "not_before",
+        "product", "serial", "signature", "spki", "subject", "subject_cn", "subject_text", "tbs",
     )  # fmt: skip
 
     der: bytes
@@ -68,6 +70,8 @@ class Certificate:
     not_after: datetime
     spki: bytes
     extensions: Extensions
+    kind: str
+    product: Product | None
 
     @staticmethod
     def parse(data: bytes | bytearray | memoryview) -> Certificate:
@@ -84,17 +88,6 @@ class Certificate:
         return self.extensions.is_ca
 
     @property
-    def kind(self) -> str:
-        """What it is by its name and form: "ark", "ask", "asvk", "vcek", "vlek", or "other"."""
-        if not self.is_ca:
-            return LEAF_NAMES.get(self.subject_cn, "other")
-        if self.subject_cn.startswith("SEV-VLEK-"):
-            return "asvk"
-        if self.subject_cn.startswith("SEV-"):
-            return "ask"
-        return "ark" if self.issuer == self.subject else "other"
-
-    @property
     def product_name(self) -> str:
         """productName of a leaf ("Milan-B0"), the last part of the name of an authority ("Milan"); else ""."""
         if self.extensions.product_name:
@@ -103,23 +96,34 @@ class Certificate:
         return last if dash and prefix in ("ARK", "SEV", "SEV-VLEK") else ""
 
     @property
-    def product(self) -> Product | None:
-        """The processor line of `product_name`; None if it is of none."""
-        return by_kds_name(self.product_name)
-
-    @property
     def tcb(self) -> dict[str, int]:
         """Security patch levels by component, as the extensions give them; empty for authorities."""
-        return dict(self.extensions.levels)
+        return self.extensions.levels
 
     def tcb_version(self) -> TcbVersion | None:
         """The TCB that a leaf is for; None for authorities, and where product and patch levels do not fit together."""
-        product, levels = self.product, self.extensions.levels
-        if product is None or not product.has_snp or set(levels) != set(product.components):
+        raw = self.tcb_raw()
+        if raw is None or self.product is None:
             return None
         from sev.abi.tcb import TcbVersion
 
-        return TcbVersion.from_int(sum(levels[name] << 8 * place for name, place in product.tcb_bytes), product)
+        return TcbVersion.from_int(raw, self.product)
+
+    def tcb_raw(self) -> int | None:
+        """The same as a 64-bit number; None in the same cases, and where a reserved patch level is not zero."""
+        product, levels = self.product, self.extensions.level_numbers
+        if product is None or not product.has_snp:
+            return None
+        raw = 0
+        known = 0
+        for name, place in product.tcb_bytes:
+            level = levels.get(LEVEL_NUMBERS[name])
+            if level is None:
+                return None
+            raw |= level << 8 * place
+            known += 1
+        reserved = [levels[number] for number in RESERVED_LEVELS if number in levels]
+        return None if any(reserved) or known + len(reserved) != len(levels) else raw
 
     @property
     def hwid(self) -> bytes | None:
@@ -208,7 +212,18 @@ def _parse(data: bytes) -> Certificate:
         )
     out.signature, at = der.bit_string(data, at, end, "signatureValue")
     der.finish(at, end, "certificate")
+    out.kind = _kind(out)
+    out.product = by_kds_name(out.product_name)
     return out
+
+
+def _kind(certificate: Certificate) -> str:
+    name = certificate.subject_cn
+    if not certificate.extensions.is_ca:
+        return LEAF_NAMES.get(name, "other")
+    if name.startswith("SEV-"):
+        return "asvk" if name.startswith("SEV-VLEK-") else "ask"
+    return "ark" if certificate.issuer == certificate.subject else "other"
 
 
 def _slice(data: bytes, at: int, end: int, what: str) -> tuple[bytes, int]:
