@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from sev.errors import LimitReached, NotNow
@@ -53,18 +54,17 @@ class Job(Generic[T]):
         """
         return await asyncio.wrap_future(self.future)
 
-    def _run(self) -> None:
-        """Runs on the worker."""
+    def _run(self) -> Callable[[], None] | None:
+        """Runs on the worker; answers what tells the outcome to whoever waits. None if there is nothing to tell."""
         call, self._call = self._call, None
         if call is None or not self.future.set_running_or_notify_cancel():
-            return
+            return None
         try:
             result = call()
         except BaseException as error:
             # Whatever it was belongs to whoever waits for the job; the worker goes on.
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)
+            return partial(self.future.set_exception, error)
+        return partial(self.future.set_result, result)
 
 
 class Scheduler:
@@ -172,9 +172,10 @@ class Scheduler:
                 else:
                     del self._lanes[lane]
                 self._issued_at = self._progress = time.monotonic()
-            try:
-                job._run()
-            finally:
-                self._progress = time.monotonic()
-                self._issued_at = None
-                del job  # an idle worker keeps nothing alive
+            tell = job._run()
+            # Before anybody hears of the outcome: who does shall not find the worker busy with it.
+            self._progress = time.monotonic()
+            self._issued_at = None
+            if tell is not None:
+                tell()
+            del job, tell  # an idle worker keeps nothing alive

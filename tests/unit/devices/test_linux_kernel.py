@@ -132,3 +132,13 @@ def test_descriptors_do_not_outlive_exec_nor_exit() -> None:
     kernel.memory.place(bytes(4096))
     kernel.exit()
     assert descriptors() == before
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm that may be opened")
+def test_kvm_of_this_machine_answers() -> None:
+    kernel = LinuxKernel()
+    fd = kernel.open("/dev/kvm", os.O_RDWR)
+    assert kernel.ioctl(fd, 0xAE00) == 12  # KVM_GET_API_VERSION
+    with refused(errno.EINVAL):
+        kernel.ioctl(fd, 0xAE01, 77)  # KVM_CREATE_VM of a type that does not exist
+    kernel.exit()
