@@ -23,6 +23,10 @@ _SNP_OFF = (
     "kvm_amd has SEV-SNP switched off: load it with sev_snp=1, and look in the kernel's log for what keeps it off "
     "(IOMMU, RMP, firmware older than 1.51)."
 )
+_VIRTUAL = (
+    "This machine is a virtual machine itself, and its processor shows no {}: confidential guests need the bare machine, "
+    "or a host that hands SEV on."
+)
 _NOT_IN_CPU = (
     "The kernel does not see {} in the processor (/proc/cpuinfo): enable SEV-SNP in the BIOS (SMEE, SEV-SNP support, "
     "RMP coverage), and look for the reason in the kernel's log."
@@ -84,6 +88,8 @@ class LinuxHost:
             return [f"The processor is not AMD's ({vendor or 'unknown vendor'}): SEV needs an AMD EPYC processor."]
         flags = cpu.get("flags", "").split()
         lacking = [text for flag, text in _FLAGS if flag not in flags]
+        if lacking and "hypervisor" in flags:
+            return [_VIRTUAL.format(", ".join(lacking))]
         if lacking:
             return [_NOT_IN_CPU.format(", ".join(lacking))]
         modules = [name for name in ("ccp", "kvm_amd") if not (self._root / "sys/module" / name).is_dir()]

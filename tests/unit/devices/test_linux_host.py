@@ -51,6 +51,7 @@ def test_a_machine_with_everything(tmp_path: Path) -> None:
     [
         ("vendor", "not AMD's (GenuineIntel)"),
         ("flags", "does not see SEV-ES, SEV-SNP"),
+        ("bare machine", "a virtual machine itself, and its processor shows no SEV, SEV-ES, SEV-SNP"),
         ("ccp", "kernel module ccp is not loaded"),
         ("kvm_amd", "kernel module kvm_amd is not loaded"),
         ("sev_snp", "SEV-SNP switched off"),
@@ -63,7 +64,7 @@ def test_why_there_is_no_sev(tmp_path: Path, lack: str, words: str) -> None:
     root = machine(
         tmp_path,
         vendor="GenuineIntel" if lack == "vendor" else "AuthenticAMD",
-        flags="fpu sme sev" if lack == "flags" else FLAGS,
+        flags={"flags": "fpu sme sev", "bare machine": "fpu hypervisor"}.get(lack, FLAGS),
     )
     (root / "node/sev").unlink()
     if lack in ("ccp", "kvm_amd"):
