@@ -24,8 +24,8 @@ _SNP_OFF = (
     "(IOMMU, RMP, firmware older than 1.51)."
 )
 _VIRTUAL = (
-    "This machine is a virtual machine itself, and its processor shows no {}: confidential guests need the bare machine, "
-    "or a host that hands SEV on."
+    "This machine is a virtual machine itself, and its processor shows no {}: confidential guests need the bare "
+    "machine, or a host that hands SEV on."
 )
 _NOT_IN_CPU = (
     "The kernel does not see {} in the processor (/proc/cpuinfo): enable SEV-SNP in the BIOS (SMEE, SEV-SNP support, "
