@@ -68,7 +68,7 @@ def _build_create(parser: ArgumentParser) -> None:
             "sev id-block create --measurement HEX --id-key id-key.pem --out id-block.bin --auth-out id-auth.bin",
             "sign a known digest, for `sev guest launch --id-block --id-auth`",
         ),
-        notes="With an author key the launch must say so too (QEMU: author-key-enabled=on), for its digest to be shown.",
+        notes="With an author key, say so at launch too (QEMU: author-key-enabled=on), or its digest is not shown.",
     )
 
 
