@@ -296,7 +296,7 @@ def _store_pair(
     pair = {f"{kind}.key": text, f"{kind}.der": certificate}
     for name, data in pair.items():
         store.write(directory / name, data, secret=name.endswith(".key"))
-        files[name] = hashlib.sha256(data).hexdigest()
+    files.update({name: hashlib.sha256(data).hexdigest() for name, data in pair.items()})
     return pair
 
 

@@ -211,16 +211,12 @@ class Platform:
         wanted, flags = bytes(buffer[:8]), int.from_bytes(buffer[8:12], "little")
         if flags & ~(MASK_CHIP_ID | MASK_CHIP_KEY) or any(buffer[12:]) or not at_most(wanted, self.committed_tcb):
             raise FirmwareStatus(status.INVALID_PARAM)
-        self._configured_tcb = wanted
-        self.mask_chip_id = bool(flags & MASK_CHIP_ID)
-        self.mask_chip_key = bool(flags & MASK_CHIP_KEY)
-        self._save()
+        masks = bool(flags & MASK_CHIP_ID), bool(flags & MASK_CHIP_KEY)
+        self._settle(self.committed_version, self.committed_tcb, wanted, masks)
 
     def commit(self) -> None:
         """SNP_COMMIT: COMMITTED becomes CURRENT, for good; REPORTED follows again."""
-        self.committed_version, self.committed_tcb = self.version, self.current_tcb
-        self._configured_tcb = bytes(8)
-        self._save()
+        self._settle(self.version, self.current_tcb, bytes(8), (self.mask_chip_id, self.mask_chip_key))
 
     def vlek_load(self, blob: bytes, wrapped_version: int) -> None:
         """SNP_VLEK_LOAD of a wrapped VLEK, 432 bytes."""
@@ -303,6 +299,20 @@ class Platform:
         """SNP_DECOMMISSION: unbinds the ASID and wipes the context."""
         self.release_asid(guest)
         del self.guests[guest.address]
+
+    def _settle(self, version: Version, committed: bytes, configured: bytes, masks: tuple[bool, bool]) -> None:
+        """Takes on commitment and configuration and stores them; all as before, and HWERROR_PLATFORM, if that fails."""
+        before = self.committed_version, self.committed_tcb, self._configured_tcb
+        old_masks = self.mask_chip_id, self.mask_chip_key
+        self.committed_version, self.committed_tcb, self._configured_tcb = version, committed, configured
+        self.mask_chip_id, self.mask_chip_key = masks
+        try:
+            self._save()
+        except store.NotStored:
+            self.committed_version, self.committed_tcb, self._configured_tcb, self.mask_chip_id, self.mask_chip_key = (
+                before
+            )
+            raise FirmwareStatus(status.HWERROR_PLATFORM) from None
 
     def _save(self) -> None:
         document: dict[str, object] = {

@@ -16,7 +16,7 @@ import secrets
 import time
 from pathlib import Path
 
-from sev.errors import MalformedInput, UsageError
+from sev.errors import MalformedInput, NotNow, UsageError
 
 FORMAT = 1
 """Format number of the documents; a larger one is refused, since a newer program wrote it."""
@@ -38,10 +38,28 @@ class CorruptState(MalformedInput):
         )
 
 
+class NotStored(NotNow):
+    """The simulated chip's state cannot be written; what was stored before is still there."""
+
+    reason = "STATE_NOT_STORED"
+    default_remedy = "Free space on the disk, or make the directory writable, and try again."
+
+
 def write(path: Path, data: bytes, *, secret: bool = False) -> None:
-    """Puts `data` in place of the file at once: readers see the old bytes or the new, also after a power loss."""
+    """Puts `data` in place of the file at once: readers see the old bytes or the new, also after a power loss.
+
+    Raises:
+        NotStored: The disk is full, or the directory cannot be written to.
+    """
+    try:
+        _write(path, data, 0o600 if secret else 0o644)
+    except OSError as error:
+        raise NotStored(f"{path}: cannot be written: {error.strerror or error}", field="state_dir") from None
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if secret else 0o644)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

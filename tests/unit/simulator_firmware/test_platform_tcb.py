@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from sev import products, status
 from sev.abi.tcb import TcbVersion
 from sev.errors import FirmwareError
+from sevd.simulator import store
 from sevd.simulator.firmware import Firmware
 from tests.support.simulated_firmware import Open, config, initialised, refused, running, started
 
@@ -206,3 +210,31 @@ def test_vlek_on_firmware_that_has_none(open_firmware: Open) -> None:
     firmware = initialised(open_firmware("milan", (1, 52, 4)))
     with refused(status.INVALID_COMMAND):
         firmware.snp_vlek_load(firmware.vlek_hashstick())
+
+
+# A disk that is full
+
+
+def test_nothing_is_committed_that_cannot_be_stored(open_firmware: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_firmware("milan", (1, 55, 20)).snp_commit()
+    firmware = initialised(open_firmware("milan", (1, 55, 29)))
+    committed = firmware.committed_tcb
+
+    def full(_path: object, _data: object, _mode: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write", full)
+        for command in (firmware.snp_commit, lambda: firmware.snp_config(config(0, 3))):
+            with refused(status.HWERROR_PLATFORM):
+                command()
+        assert (firmware.committed_tcb, firmware.committed_version) == (committed, (1, 55, 20))
+        assert firmware.snp_platform_status()[8] & 3 == 0
+        with pytest.raises(store.NotStored, match="No space left"):
+            firmware.ca.vcek_der(5)
+        with pytest.raises(store.NotStored):
+            firmware.ca.crl_der()
+    firmware.ca.vcek_der(5)
+    firmware.ca.crl_der()
+    firmware.snp_commit()
+    assert open_firmware("milan").committed_version == (1, 55, 29)
