@@ -87,10 +87,10 @@ class TcbVersion:
             UsageError: A component out of range, or one that this line does not have.
         """
         named = {"bootloader": bootloader, "tee": tee, "snp": snp, "microcode": microcode}
-        if fmc is not None:
-            named["fmc"] = fmc
         have = product.components
-        return cls._build(product, {name: value for name, value in named.items() if value or name in have})
+        # A zero for a component that the line has not is the default; an fmc that was given is meant.
+        values = {name: value for name, value in named.items() if value or name in have}
+        return cls._build(product, values if fmc is None else {"fmc": fmc, **values})
 
     @classmethod
     def parse(cls, text: str, product: Product) -> TcbVersion:

@@ -64,7 +64,8 @@ def load_all(data: bytes) -> tuple[tuple[Certificate, ...], tuple[Crl, ...]]:
     """
     if len(data) > MAX_SIZE:
         raise MalformedInput(f"{len(data)} bytes, expected at most {MAX_SIZE} of certificates and lists")
-    objects = _blocks(data) if _BEGIN in data else _sequences(data)
+    # Text has no zero bytes; DER of a certificate always has some.
+    objects = _blocks(data) if _BEGIN in data and 0 not in data else _sequences(data)
     certificates: list[Certificate] = []
     crls: list[Crl] = []
     for count, (kind, content) in enumerate(objects):

@@ -24,17 +24,17 @@ def describe(data: bytes) -> list[dict[str, object]]:
         MalformedInput: The data is none of these.
     """
     try:
-        certificates, crls = load_all(bytes(data))
-    except MalformedInput as first:
-        try:
-            entries = cert_table.parse(data)
-        except MalformedInput:
-            raise MalformedInput(
-                f"neither certificates, revocation lists nor a certificate table: {first.message}", field=first.field
-            ) from None
-        if not entries:
-            raise MalformedInput("a certificate table without an entry", field="certificates") from None
+        entries = cert_table.parse(data)
+    except MalformedInput:
+        entries = []
+    if entries:
         return [document for guid, content in entries for document in _entry(guid, content)]
+    try:
+        certificates, crls = load_all(bytes(data))
+    except MalformedInput as error:
+        raise MalformedInput(
+            f"neither certificates, revocation lists nor a certificate table: {error.message}", field=error.field
+        ) from None
     return [certificate_document(one) for one in certificates] + [crl_document(one) for one in crls]
 
 
