@@ -309,9 +309,8 @@ class Platform:
         try:
             self._save()
         except store.NotStored:
-            self.committed_version, self.committed_tcb, self._configured_tcb, self.mask_chip_id, self.mask_chip_key = (
-                before
-            )
+            self.committed_version, self.committed_tcb, self._configured_tcb = before
+            self.mask_chip_id, self.mask_chip_key = old_masks
             raise FirmwareStatus(status.HWERROR_PLATFORM) from None
 
     def _save(self) -> None:
