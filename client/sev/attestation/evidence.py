@@ -136,7 +136,8 @@ def _binary(data: bytes, product: Product | None) -> Evidence:
         return _hcl(data, product)
     if size < SIZE:
         raise MalformedInput(f"evidence: {size} bytes, a report has {SIZE} (truncated)", field="report")
-    if size >= RESPONSE_HEADER + SIZE and int.from_bytes(data[4:8], "little") == SIZE and not any(data[8:32]):
+    # No report looks so: bit 17 of its policy, at byte 10, is one.
+    if int.from_bytes(data[4:8], "little") == SIZE and not any(data[8:32]):
         return _response(data, product)
     try:
         table = cert_table.parse(data[SIZE:])
@@ -159,6 +160,8 @@ def _response(data: bytes, product: Product | None) -> Evidence:
             field="status",
         )
     end = RESPONSE_HEADER + SIZE
+    if len(data) < end:
+        raise MalformedInput(f"evidence: an SNP_GET_REPORT response of {len(data)} bytes, expected {end} (truncated)")
     if any(data[end:]):
         raise MalformedInput(f"evidence: bytes other than zero behind the report in the response at {end}")
     return Evidence(Report(data[RESPONSE_HEADER:end], product), "response")
