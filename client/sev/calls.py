@@ -7,20 +7,20 @@ generator as a SevError, so that an operation of several calls can clean up with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from typing import Protocol, TypeAlias
+
     from sev.errors import SevError
     from sev.target import Target
 
+    class Message(Protocol):
+        """What is used of a protobuf message."""
 
-class Message(Protocol):
-    """What is used of a protobuf message."""
-
-    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        """The message on the wire."""
+        def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+            """The message on the wire."""
 
 
 M = TypeVar("M")
@@ -36,7 +36,6 @@ DEVICE_SECONDS = 60.0
 """What a change that reaches the firmware may take beyond the connection's timeout."""
 
 
-@dataclass(frozen=True, slots=True)
 class Call(Generic[M]):
     """One RPC.
 
@@ -50,12 +49,24 @@ class Call(Generic[M]):
         request_id: The request's id, for errors.
     """
 
-    method: str
-    request: Message | Callable[[], Iterator[Message]]
-    answer: type[M]
-    repeatable: bool = True
-    seconds: float = 0.0
-    request_id: str = ""
+    __slots__ = ("answer", "method", "repeatable", "request", "request_id", "seconds")
+
+    def __init__(
+        self,
+        method: str,
+        request: Message | Callable[[], Iterator[Message]],
+        answer: type[M],
+        *,
+        repeatable: bool = True,
+        seconds: float = 0.0,
+        request_id: str = "",
+    ) -> None:
+        self.method = method
+        self.request = request
+        self.answer = answer
+        self.repeatable = repeatable
+        self.seconds = seconds
+        self.request_id = request_id
 
     @property
     def path(self) -> str:
@@ -68,8 +79,21 @@ class Call(Generic[M]):
         return callable(self.request)
 
 
-Operation: TypeAlias = Generator[Call[Any], Any, R]
-"""A description that ends in an `R`."""
+if TYPE_CHECKING:
+    Operation: TypeAlias = Generator[Call[Any], Any, R]
+    """A description that ends in an `R`."""
+
+
+class Later:
+    """A module that is loaded when something of it is used: a command pays for the operations that it needs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        from importlib import import_module
+
+        return getattr(import_module(self._name), attribute)
 
 
 def new_request_id() -> str:
@@ -90,21 +114,25 @@ def ask(call: Call[M]) -> Operation[M]:
     return answer
 
 
-@dataclass(frozen=True, slots=True)
 class Stream(Generic[R]):
     """A call that is answered again and again, each answer made into an `R`."""
 
-    call: Call[Any]
-    convert: Callable[[Any], R]
+    __slots__ = ("call", "convert")
+
+    def __init__(self, call: Call[Any], convert: Callable[[Any], R]) -> None:
+        self.call = call
+        self.convert = convert
 
 
-@dataclass(frozen=True, slots=True)
 class Failure:
     """A call that failed, as gRPC tells it: name of the code, its sentence, trailing metadata."""
 
-    code: str
-    details: str
-    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    __slots__ = ("code", "details", "metadata")
+
+    def __init__(self, code: str, details: str, metadata: tuple[tuple[str, str | bytes], ...] = ()) -> None:
+        self.code = code
+        self.details = details
+        self.metadata = metadata
 
 
 class Attempts:

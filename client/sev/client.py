@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import grpc
 
-from sev import channel, guest_operations, hosted, operations
-from sev.calls import Attempts
+from sev import channel
+from sev.calls import Attempts, Later
 from sev.errors import UsageError
 from sev.target import Target, choose
 
@@ -27,18 +27,25 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sev import guest_operations, hosted, operations
     from sev.calls import Call, Failure, Operation, Stream
+else:
+    guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class _Does(Generic[P, R]):
-    """A method made of an operation: describes it, then has the connection run it."""
+    """A method made of an operation, which is looked up when it is first used."""
 
-    def __init__(self, describe: Callable[P, Operation[R]]) -> None:
-        self.describe = describe
-        self.__doc__ = describe.__doc__
+    def __init__(self, find: Callable[[], Callable[P, Operation[R]]]) -> None:
+        self._find = find
+
+    @property
+    def describe(self) -> Callable[P, Operation[R]]:
+        """The function that describes it."""
+        return self._find()
 
     @overload
     def __get__(self, host: None, owner: type[Host]) -> Self: ...
@@ -49,19 +56,24 @@ class _Does(Generic[P, R]):
     def __get__(self, host: Host | None, owner: type[Host]) -> Self | Callable[P, R]:
         if host is None:
             return self
+        describe = self._find()
 
         def method(*args: P.args, **kwargs: P.kwargs) -> R:
-            return host.run(self.describe(*args, **kwargs))
+            return host.run(describe(*args, **kwargs))
 
-        return update_wrapper(method, self.describe)
+        return update_wrapper(method, describe)
 
 
 class _Watches(Generic[P, R]):
     """A method made of a stream."""
 
-    def __init__(self, describe: Callable[P, Stream[R]]) -> None:
-        self.describe = describe
-        self.__doc__ = describe.__doc__
+    def __init__(self, find: Callable[[], Callable[P, Stream[R]]]) -> None:
+        self._find = find
+
+    @property
+    def describe(self) -> Callable[P, Stream[R]]:
+        """The function that describes it."""
+        return self._find()
 
     @overload
     def __get__(self, host: None, owner: type[Host]) -> Self: ...
@@ -72,11 +84,12 @@ class _Watches(Generic[P, R]):
     def __get__(self, host: Host | None, owner: type[Host]) -> Self | Callable[P, Iterator[R]]:
         if host is None:
             return self
+        describe = self._find()
 
         def method(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-            return host.watch(self.describe(*args, **kwargs))
+            return host.watch(describe(*args, **kwargs))
 
-        return update_wrapper(method, self.describe)
+        return update_wrapper(method, describe)
 
 
 class Host:
@@ -97,28 +110,28 @@ class Host:
         else:
             self._channel = grpc.secure_channel(target.address, credentials, options=arguments)
 
-    host = _Does(operations.host)
-    events = _Watches(operations.events)
-    snp_status = _Does(operations.snp_status)
-    snp_commit = _Does(operations.snp_commit)
-    snp_set_config = _Does(operations.snp_set_config)
-    snp_reset_config = _Does(operations.snp_reset_config)
-    vlek_load = _Does(operations.vlek_load)
-    endorsements = _Does(operations.endorsements)
-    import_endorsements = _Does(operations.import_endorsements)
-    create_guest = _Does(guest_operations.create_guest)
-    load_memory = _Does(guest_operations.load_memory)
-    start_launch = _Does(guest_operations.start_launch)
-    update_launch = _Does(guest_operations.update_launch)
-    finish_launch = _Does(guest_operations.finish_launch)
-    guest = _Does(guest_operations.guest)
-    guests = _Does(guest_operations.guests)
-    watch_guests = _Watches(guest_operations.watch_guests)
-    delete_guest = _Does(guest_operations.delete_guest)
-    guest_report = _Does(guest_operations.guest_report)
-    guest_key = _Does(guest_operations.guest_key)
-    launch_plan = _Does(hosted.launch_plan)
-    launch_snp = _Does(hosted.launch_snp)
+    host = _Does(lambda: operations.host)
+    events = _Watches(lambda: operations.events)
+    snp_status = _Does(lambda: operations.snp_status)
+    snp_commit = _Does(lambda: operations.snp_commit)
+    snp_set_config = _Does(lambda: operations.snp_set_config)
+    snp_reset_config = _Does(lambda: operations.snp_reset_config)
+    vlek_load = _Does(lambda: operations.vlek_load)
+    endorsements = _Does(lambda: operations.endorsements)
+    import_endorsements = _Does(lambda: operations.import_endorsements)
+    create_guest = _Does(lambda: guest_operations.create_guest)
+    load_memory = _Does(lambda: guest_operations.load_memory)
+    start_launch = _Does(lambda: guest_operations.start_launch)
+    update_launch = _Does(lambda: guest_operations.update_launch)
+    finish_launch = _Does(lambda: guest_operations.finish_launch)
+    guest = _Does(lambda: guest_operations.guest)
+    guests = _Does(lambda: guest_operations.guests)
+    watch_guests = _Watches(lambda: guest_operations.watch_guests)
+    delete_guest = _Does(lambda: guest_operations.delete_guest)
+    guest_report = _Does(lambda: guest_operations.guest_report)
+    guest_key = _Does(lambda: guest_operations.guest_key)
+    launch_plan = _Does(lambda: hosted.launch_plan)
+    launch_snp = _Does(lambda: hosted.launch_snp)
 
     def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sev.wire import rfc3339, time, word
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sev.v1 import guest_pb2, simulator_pb2
 
 

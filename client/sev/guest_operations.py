@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sev.calls import DEVICE_SECONDS, READ_SECONDS, Call, M, Operation, Stream, ask, device, new_request_id
+from sev.calls import DEVICE_SECONDS, READ_SECONDS, Call, Stream, ask, device, new_request_id
 from sev.errors import NotOffered, UsageError
 from sev.guest_model import Guest, GuestReport
 from sev.wire import fits, text
@@ -12,6 +12,7 @@ from sev.wire import fits, text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from sev.calls import M, Operation
     from sev.v1 import guest_pb2, simulator_pb2
 
     Region = tuple[int, int, int]

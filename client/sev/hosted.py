@@ -15,13 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sev import guest_operations
-from sev.calls import Operation
 from sev.errors import MalformedInput, NotFound, SevError, UsageError
-from sev.guest_model import Guest, LaunchedGuest
+from sev.guest_model import LaunchedGuest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sev.calls import Operation
+    from sev.guest_model import Guest
     from sev.guest_operations import Progress
     from sev.measurement.plan import LaunchPlan
 

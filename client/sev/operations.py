@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sev.calls import READ_SECONDS, Call, Operation, Stream, ask, device, new_request_id
+from sev.calls import READ_SECONDS, Call, Stream, ask, device, new_request_id
 from sev.errors import MalformedInput, UsageError
-from sev.model import Endorsement, Endorsements, Event, HostInfo, SnpStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from sev.calls import Operation
+    from sev.endorsement_model import Endorsement, Endorsements
+    from sev.event_model import Event
+    from sev.model import HostInfo
+    from sev.snp_model import SnpStatus
 
 HASHSTICK_BYTES = 432
 """Bytes of a wrapped VLEK hash stick."""
@@ -22,6 +27,7 @@ HASHSTICK_BYTES = 432
 
 def host() -> Operation[HostInfo]:
     """What the host is."""
+    from sev.model import HostInfo
     from sev.v1 import host_pb2
 
     answer = yield from ask(Call("HostService/GetHost", host_pb2.GetHostRequest(), host_pb2.GetHostResponse))
@@ -30,6 +36,7 @@ def host() -> Operation[HostInfo]:
 
 def events() -> Stream[Event]:
     """What happens on the host from now on, without end."""
+    from sev.event_model import Event
     from sev.v1 import host_pb2
 
     call = Call("HostService/WatchEvents", host_pb2.WatchEventsRequest(), host_pb2.WatchEventsResponse)
@@ -38,6 +45,7 @@ def events() -> Stream[Event]:
 
 def snp_status() -> Operation[SnpStatus]:
     """SNP_PLATFORM_STATUS, with the TCBs side by side."""
+    from sev.snp_model import SnpStatus
     from sev.v1 import snp_platform_pb2 as pb
 
     answer = yield from ask(
@@ -54,6 +62,7 @@ def snp_commit(*, confirm: bool, validate_only: bool = False, request_id: str = 
         validate_only: Check everything, change nothing.
         request_id: Makes retries safe; one is made if empty.
     """
+    from sev.snp_model import SnpStatus
     from sev.v1 import snp_platform_pb2 as pb
 
     request_id = request_id or new_request_id()
@@ -83,6 +92,7 @@ def snp_set_config(
         UsageError: An unknown component, or a value that is no byte.
     """
     from sev.products import TCB_COMPONENTS
+    from sev.snp_model import SnpStatus
     from sev.v1 import snp_platform_pb2 as pb
     from sev.v1 import types_pb2
 
@@ -105,6 +115,7 @@ def snp_set_config(
 
 def snp_reset_config(*, validate_only: bool = False, request_id: str = "") -> Operation[SnpStatus]:
     """SNP_SET_CONFIG with zeros: the reported TCB follows the committed one again, masks off."""
+    from sev.snp_model import SnpStatus
     from sev.v1 import snp_platform_pb2 as pb
 
     request_id = request_id or new_request_id()
@@ -119,6 +130,7 @@ def vlek_load(hashstick: bytes, *, validate_only: bool = False, request_id: str 
     Raises:
         MalformedInput: Not 432 bytes.
     """
+    from sev.snp_model import SnpStatus
     from sev.v1 import snp_platform_pb2 as pb
 
     if len(hashstick) != HASHSTICK_BYTES:
@@ -135,6 +147,7 @@ def vlek_load(hashstick: bytes, *, validate_only: bool = False, request_id: str 
 
 def endorsements() -> Operation[Endorsements]:
     """The certificates for the chip and its reported TCB, and the certificate table for guests."""
+    from sev.endorsement_model import Endorsements
     from sev.v1 import endorsement_pb2 as pb
 
     call = Call(
@@ -151,6 +164,7 @@ def import_endorsements(
     contents: Sequence[bytes], *, validate_only: bool = False, request_id: str = ""
 ) -> Operation[tuple[Endorsement, ...]]:
     """Gives certificates and revocation lists to the daemon: DER or PEM, at most 64 KiB each; answers what it took."""
+    from sev.endorsement_model import Endorsement
     from sev.v1 import endorsement_pb2 as pb
 
     request_id = request_id or new_request_id()

@@ -24,16 +24,36 @@ def connected(args: Namespace, out: Output, *, mark: bool = True) -> Iterator[Ho
     Raises:
         SevError: As of `sev.connect`; where `mark` is set, also if the daemon does not answer.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log lines would land between ours on stderr
-    from sev.client import connect
+    with _loading():
+        from sev.client import connect
 
-    with connect(
-        args.socket, timeout=args.timeout, tls_cert=args.tls_cert, tls_key=args.tls_key, tls_ca=args.tls_ca
-    ) as host:
+        host = connect(
+            args.socket, timeout=args.timeout, tls_cert=args.tls_cert, tls_key=args.tls_key, tls_ca=args.tls_ca
+        )
+    with host:
         out.detail(f"sev: using {host.target.address} ({host.target.why})")
         if mark:
             mark_simulated(out, host.host().simulated)
         yield host
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Loads gRPC quietly and without looking for garbage in what stays; neither need the interpreter look at its end.
+
+    Together that is a tenth of a short command's time.
+    """
+    import atexit
+    import gc
+
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log lines would land between ours on stderr
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def mark_simulated(out: Output, simulated: bool) -> None:

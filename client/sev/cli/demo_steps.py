@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from sev.cli.demo_firmware import Image
     from sev.cli.demo_story import Story
     from sev.client import Host
+    from sev.endorsement_model import Endorsements
     from sev.guest_model import LaunchedGuest
-    from sev.model import Endorsements, SnpStatus
+    from sev.snp_model import SnpStatus
 
 VCPUS = 2
 MEASUREMENT_AT = 0x90

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from sev.cli.output import Output
-    from sev.model import SnpStatus
+    from sev.snp_model import SnpStatus
 
 _STATUS = """\
 Shows SNP_PLATFORM_STATUS with the TCB versions side by side:

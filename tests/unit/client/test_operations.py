@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sev import aio, client, errors, guest_operations, hosted, operations
-from sev.calls import Call, Operation, Stream
+from sev.calls import Call, Stream
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, simulator_pb2, snp_platform_pb2
+
+if TYPE_CHECKING:
+    from sev.calls import Operation
 
 _FILES = (endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2)
 _METHODS: dict[str, Any] = {
@@ -104,7 +107,7 @@ def test_only_safe_calls_are_repeated(name: str) -> None:
 
 @pytest.mark.parametrize("name", _SINGLE)
 def test_every_operation_is_documented(name: str) -> None:
-    assert (vars(client.Host)[name].__doc__ or "").endswith((".", "\n    ", "end."))
+    assert (vars(client.Host)[name].describe.__doc__ or "").endswith((".", "\n    ", "end."))
     host = client.Host.__new__(client.Host)
     assert getattr(host, name).__name__ == name
 
