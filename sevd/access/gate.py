@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -29,6 +28,12 @@ from sevd.audit import Audit
 
 ACCEPTS_PER_WAKE = 64
 """Connections taken in one go, before calls are served again."""
+
+DIAL_SECONDS = 2.0
+"""How long a caller waits for the server's own queue to have room."""
+
+DIAL_PAUSE_SECONDS = 0.01
+"""Pause between two looks at that queue."""
 
 PAUSE_SECONDS = 0.1
 """How long nothing is accepted after the process ran out of descriptors or memory."""
@@ -186,7 +191,7 @@ class Gate:
         self._loop.call_later(PAUSE_SECONDS, resume)
 
     def _admit(self, listener: Listener, client: socket.socket) -> None:
-        """Joins a connection to the server. Raises SevError for one that may not, OSError for one that cannot be."""
+        """Admits a connection and joins it to the server. Raises SevError for one that may not be."""
         try:
             peer = peer_of(client)
         except SevError as error:
@@ -201,17 +206,29 @@ class Gate:
             peer.close()
             raise
         name = f"sevd-{self._token}-{next(self._counter)}"
-        try:
-            server = self._dial(name)
-        except OSError:
-            peer.close()
-            raise
         connection = Connection(f"unix-abstract:{name}", caller, peer, listener, account)
         # Known before the first byte can reach the server.
         self.connections[connection.name] = connection
         self._accounts[caller.owner] = account
         account.connections += 1
         self._empty.clear()
+        self._join(connection, client, name, self._loop.time() + DIAL_SECONDS)
+
+    def _join(self, connection: Connection, client: socket.socket, name: str, deadline: float) -> None:
+        """Dials the server and starts the relay; tries again while the server's own queue is full."""
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            server.bind(f"\0{name}")
+            server.connect(self._backend)
+        except OSError as error:
+            server.close()
+            if isinstance(error, BlockingIOError) and self._loop.time() < deadline and self._listeners:
+                self._loop.call_later(DIAL_PAUSE_SECONDS, self._join, connection, client, name, deadline)
+                return
+            log.error("the server cannot be reached: %s", os.strerror(error.errno or 0))
+            client.close()
+            self._ended(connection)
+            return
         connection.relay = Relay(self._loop, client, server, lambda: self._ended(connection))
 
     def _caller(self, listener: Listener, peer: Peer) -> Caller:
@@ -235,18 +252,6 @@ class Gate:
                 f"{len(self.connections)} connections are open: no more are allowed in all",
                 metadata={"limit": "connections", "value": str(self._limits.connections)},
             )
-
-    def _dial(self, name: str) -> socket.socket:
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            server.bind(f"\0{name}")
-            server.connect(self._backend)
-        except OSError as error:
-            server.close()
-            if error.errno == errno.EAGAIN:
-                log.error("the server's own queue is full")
-            raise
-        return server
 
     def _ended(self, connection: Connection) -> None:
         connection.relay = None

@@ -178,18 +178,23 @@ def passed(environ: Mapping[str, str], *, first: int = FIRST_FD) -> list[Listene
         raise UsageError(f"LISTEN_FDS is {count[:32]!r}: expected a number", field="LISTEN_FDS")
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     out: list[Listener] = []
-    for index in range(int(count)):
-        name = names[index] if index < len(names) else ""
-        kind = KINDS.get(name.removesuffix(".socket"))
-        if kind is None:
-            raise UsageError(
-                f"systemd passed a socket named {name!r}: expected {', '.join(KINDS)}",
-                field="LISTEN_FDNAMES",
-                remedy="Set FileDescriptorName= in the socket unit.",
-            )
-        if any(listener.kind is kind for listener in out):
-            raise UsageError(f"systemd passed two sockets named {name!r}", field="LISTEN_FDNAMES")
-        out.append(Listener(_take(first + index, name), kind))
+    try:
+        for index in range(int(count)):
+            name = names[index] if index < len(names) else ""
+            kind = KINDS.get(name.removesuffix(".socket"))
+            if kind is None:
+                raise UsageError(
+                    f"systemd passed a socket named {name!r}: expected {', '.join(KINDS)}",
+                    field="LISTEN_FDNAMES",
+                    remedy="Set FileDescriptorName= in the socket unit.",
+                )
+            if any(listener.kind is kind for listener in out):
+                raise UsageError(f"systemd passed two sockets named {name!r}", field="LISTEN_FDNAMES")
+            out.append(Listener(_take(first + index, name), kind))
+    except UsageError:
+        for listener in out:
+            listener.close()
+        raise
     return out
 
 

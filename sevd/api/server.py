@@ -130,14 +130,16 @@ class Server:
         self.frame.calls_per_identity = calls_per_identity
 
     async def stop(self, seconds: float, end_streams: Callable[[], Iterable[asyncio.Future[None]]]) -> None:
-        """Accepts nothing more, waits for calls, ends streams, closes.
+        """Accepts nothing more, waits for calls, ends streams, closes. Once more does nothing.
 
         Args:
             seconds: How long calls may take to end.
             end_streams: Ends what streams are fed from; answers what is to be waited for.
         """
-        self.gate.stop_accepting()
+        if self.frame.stopping:
+            return
         self.frame.stopping = True
+        self.gate.stop_accepting()
         await self.foreign.shut_down()
         stopped = asyncio.ensure_future(self._server.stop(seconds))
         await self.frame.drain(seconds)
