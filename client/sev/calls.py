@@ -41,7 +41,8 @@ class Call(Generic[M]):
 
     Attributes:
         method: Service and method, such as "HostService/GetHost".
-        request: The message; for an upload a function that makes a fresh iterator of messages.
+        request: The message; for an upload a function that makes a fresh iterator of messages, or of
+            bytes that are messages already.
         answer: The class of the answer.
         repeatable: Calling twice is the same as calling once: the method is idempotent, or the request carries a
             request_id. Only such a call is tried again when the connection breaks.
@@ -54,7 +55,7 @@ class Call(Generic[M]):
     def __init__(
         self,
         method: str,
-        request: Message | Callable[[], Iterator[Message]],
+        request: Message | Callable[[], Iterator[Message | bytes]],
         answer: type[M],
         *,
         repeatable: bool = True,

@@ -83,7 +83,9 @@ def failure(error: Any) -> Failure:
 
 
 def serialize(message: Any) -> bytes:
-    """A message on the wire."""
+    """A message on the wire; bytes are one already."""
+    if isinstance(message, bytes):
+        return message
     data: bytes = message.SerializeToString()
     return data
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Region = tuple[int, int, int]
     Progress = Callable[[str, int, int], object]
 
-CHUNK = 1 << 20
-"""Bytes of memory in one message of an upload; the daemon takes up to 2 MiB."""
+CHUNK = 512 << 10
+"""Bytes of memory in one message of an upload: what goes fastest; the daemon takes up to 2 MiB."""
 
 KEY_SELECTIONS = ("auto", "vcek", "vlek")
 """Which key signs or derives: VLEK if one is loaded else VCEK, VCEK only, VLEK only; the index is the API's number."""
@@ -94,13 +94,13 @@ def load_memory(
 
     problems: list[Exception] = []
 
-    def messages() -> Iterator[guest_pb2.LoadGuestMemoryRequest]:
+    def messages() -> Iterator[guest_pb2.LoadGuestMemoryRequest | bytes]:
         done = 0
         yield pb.LoadGuestMemoryRequest(guest_id=text("guest_id", guest_id))
         for gpa, data in pieces:
             for offset in range(0, len(data), CHUNK):
-                chunk = bytes(data[offset : offset + CHUNK])
-                yield pb.LoadGuestMemoryRequest(gpa=gpa + offset, data=chunk)
+                chunk = data[offset : offset + CHUNK]
+                yield memory_message(gpa + offset, chunk)
                 done += len(chunk)
                 if progress is not None and not problems:
                     try:
@@ -113,6 +113,19 @@ def load_memory(
     if problems:
         raise problems[0]
     return answer.loaded_bytes
+
+
+def memory_message(gpa: int, data: memoryview) -> bytes:
+    """LoadGuestMemoryRequest with these two fields, on the wire: gpa is fixed64 field 2, data is field 3.
+
+    Written by hand because a message object would copy the content twice more.
+    """
+    size, length = len(data), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return b"".join((b"\x11", gpa.to_bytes(8, "little"), b"\x1a", length, data))
 
 
 def start_launch(

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sev import aio, client, errors, guest_operations, hosted, operations
 from sev.calls import Call, Stream
@@ -76,7 +78,7 @@ def test_every_operation_is_offered() -> None:
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert public - {"check_id_block", "new_guest_id"} == set(_names(client.Host))
+    assert public - {"check_id_block", "memory_message", "new_guest_id"} == set(_names(client.Host))
 
 
 def test_every_method_of_the_api_is_called() -> None:
@@ -89,8 +91,8 @@ def test_calls_fit_the_api(name: str) -> None:
     method = _METHODS[call.method]
     assert call.answer.DESCRIPTOR is method.output_type
     assert call.upload == method.client_streaming
-    request = next(call.request()) if callable(call.request) else call.request
-    assert request.DESCRIPTOR is method.input_type  # type: ignore[attr-defined]
+    request: Any = next(call.request()) if callable(call.request) else call.request
+    assert request.DESCRIPTOR is method.input_type
 
 
 @pytest.mark.parametrize("name", _SINGLE)
@@ -185,11 +187,20 @@ def test_memory_is_cut_into_messages() -> None:
     assert callable(call.request)
     for _ in range(2):  # a repeated upload starts afresh
         messages: Iterable[Any] = list(call.request())
-        head, *rest = messages
+        head, *pieces = messages
+        rest = [guest_pb2.LoadGuestMemoryRequest.FromString(piece) for piece in pieces]
         assert (head.guest_id, head.data) == ("g", b"")
         assert b"".join(message.data for message in rest) == content
-        assert [message.gpa for message in rest] == [0x1000, 0x1000 + guest_operations.CHUNK]
+        assert [message.gpa for message in rest] == [
+            0x1000 + at for at in range(0, len(content), guest_operations.CHUNK)
+        ]
     assert seen[-1] == ("load", len(content), len(content))
+
+
+@given(st.integers(0, (1 << 64) - 1), st.binary(max_size=40000) | st.just(bytes(1 << 20)))
+def test_a_piece_of_memory_is_a_message(gpa: int, data: bytes) -> None:
+    message = guest_pb2.LoadGuestMemoryRequest.FromString(guest_operations.memory_message(gpa, memoryview(data)))
+    assert (message.guest_id, message.gpa, message.data) == ("", gpa, data)
 
 
 def test_played_guests_are_not_offered_by_real_hosts() -> None:
