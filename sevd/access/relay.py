@@ -25,6 +25,10 @@ BULK_BYTES = 64 << 10
 PIPE_BYTES = 1 << 20
 """Size asked for a splicing pipe; the kernel may give less."""
 
+SEND_BYTES = 4 << 20
+"""Send buffer asked for on the target of a spliced direction, so that it seldom has to wait; the kernel gives at most
+net.core.wmem_max."""
+
 QUIET_TRANSFERS = 256
 """So many small transfers in a row end the splicing of a direction and give its pipe back."""
 
@@ -178,6 +182,8 @@ class _Direction:
             self._splicing = False  # no descriptor is left: copying needs none
             return
         self._small = 0
+        with contextlib.suppress(OSError):
+            self._target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         # The user's share of pipe memory may be used up: a smaller pipe serves as well.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)

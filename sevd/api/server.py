@@ -39,6 +39,9 @@ STREAMS_PER_CONNECTION = 256
 SEND_BYTES = 16 << 20
 """Largest response."""
 
+WINDOW_BYTES = 1 << 20
+"""What a caller may send on one stream before it hears that there is room for more: a message of an upload."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
@@ -106,6 +109,7 @@ class Server:
                 ("grpc.max_send_message_length", SEND_BYTES),
                 ("grpc.max_metadata_size", METADATA_BYTES),
                 ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             ]
         )
         self._server.add_generic_rpc_handlers((dispatcher,))
