@@ -1,4 +1,4 @@
-"""A simulated host's state, made once for all tests."""
+"""Fixtures of the tests that run real processes: simulated daemons to share, and a host's state to start others from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.daemon import daemon, daemons
 from tests.support.running import copy_state, make_template
+
+__all__ = ["daemon", "daemons", "host_folder", "simulated_state"]
 
 
 @pytest.fixture(scope="session")
