@@ -33,7 +33,9 @@ class Vcpu:
     def __init__(self, vm: Vm, index: int) -> None:
         self.vm = vm
         self.index = index
-        self.state = vcpu_state.after_reset(index)
+        reset = vcpu_state.after_reset(index == 0)
+        self.regs, self.sregs, self.fpu, self.debug = reset.regs, reset.sregs, reset.fpu, reset.debug
+        self.msrs = list(reset.msrs)
         self.cpuid = kvm_vcpu.encode_list(())
         self.protected = False
         self.page: bytearray | None = None
@@ -44,9 +46,10 @@ class Vcpu:
         Raises:
             OSError: EINVAL: it is encrypted already, or a debug register is set.
         """
-        if self.protected or self.state.debug.dr7 != vcpu_state.DR7_RESET:
+        if self.protected or self.debug.dr7 != vcpu_state.DR7_RESET:
             fail(errno.EINVAL)
-        return bytearray(vcpu_state.save_area(self.state, sev_features))
+        state = vcpu_state.VcpuState(self.regs, self.sregs, self.fpu, self.debug, tuple(self.msrs))
+        return bytearray(vcpu_state.save_area(state, sev_features))
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """One vCPU ioctl, of the VM's owner. Raises OSError with KVM's errno."""
@@ -74,32 +77,29 @@ class Vcpu:
         return self._state(process, request, argument)
 
     def _state(self, process: Process, request: int, argument: int) -> int:
-        memory, state = process.memory, self.state
+        memory = process.memory
         if request == kvm.KVM_GET_REGS:
-            memory.write(argument, state.regs.encode())
+            memory.write(argument, self.regs.encode())
         elif request == kvm.KVM_SET_REGS:
-            regs = Regs.decode(memory.read(argument, Regs.size()))
-            # KVM sets the reserved bit 1 of RFLAGS itself.
-            self.state = replace(state, regs=replace(regs, rflags=regs.rflags | 2))
+            self.regs = vcpu_state.regs_of(memory.read(argument, Regs.size()))
         elif request == kvm.KVM_GET_SREGS:
-            memory.write(argument, vcpu_state.shown(state.sregs).encode())
+            memory.write(argument, vcpu_state.shown(self.sregs))
         elif request == kvm.KVM_SET_SREGS:
-            sregs = vcpu_state.decode_sregs(memory.read(argument, Sregs.size()))
+            sregs = vcpu_state.sregs_of(memory.read(argument, Sregs.size()))
             if not vcpu_state.valid_sregs(sregs):
                 fail(errno.EINVAL)
-            self.state = replace(state, sregs=sregs)
+            self.sregs = sregs
         elif request == kvm.KVM_GET_FPU:
-            memory.write(argument, state.fpu.encode())
+            memory.write(argument, self.fpu.encode())
         elif request == kvm.KVM_SET_FPU:
-            # MXCSR does not travel this way.
-            self.state = replace(state, fpu=replace(Fpu.decode(memory.read(argument, Fpu.size())), mxcsr=0))
+            self.fpu = vcpu_state.fpu_of(memory.read(argument, Fpu.size()))
         elif request == kvm.KVM_GET_DEBUGREGS:
-            memory.write(argument, state.debug.encode())
+            memory.write(argument, self.debug.encode())
         elif request == kvm.KVM_SET_DEBUGREGS:
             debug = DebugRegs.decode(memory.read(argument, DebugRegs.size()))
             if debug.flags or debug.dr6 >> 32 or debug.dr7 >> 32:
                 fail(errno.EINVAL)
-            self.state = replace(state, debug=debug)
+            self.debug = debug
         else:
             return self._msrs(process, argument, store=request == kvm.KVM_SET_MSRS)
         return 0
@@ -116,12 +116,13 @@ class Vcpu:
         view = memory.view(argument + _COUNT.size, count * size)
         for number in range(count):
             entry = kvm_vcpu.MsrEntry.decode(view[number * size : (number + 1) * size])
-            if entry.index not in vcpu_state.MSRS:
+            at = vcpu_state.ORDER.get(entry.index)
+            if at is None:
                 return number
             if not store:
-                view[number * size : (number + 1) * size] = replace(entry, data=self.state.msr(entry.index)).encode()
+                view[number * size : (number + 1) * size] = replace(entry, data=self.msrs[at]).encode()
             elif vcpu_state.valid_msr(entry.index, entry.data):
-                self.state = self.state.with_msr(entry.index, entry.data)
+                self.msrs[at] = entry.data
             else:
                 return number
         return count

@@ -33,7 +33,7 @@ _X87_DP, _X87, _XMM = 0x400, 0x420, 0x470
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "tr")
 
 
-def _reset_sregs(index: int) -> Sregs:
+def _reset_sregs(boot: bool) -> Sregs:
     data = Segment(type=0x2)
     return Sregs(
         cs=Segment(base=0xFFFF0000, selector=0xF000, type=0xA),
@@ -52,7 +52,7 @@ def _reset_sregs(index: int) -> Sregs:
         cr4=0,
         cr8=0,
         efer=0,
-        apic_base=APIC_BASE_RESET | (0 if index else APIC_BSP),
+        apic_base=APIC_BASE_RESET | (APIC_BSP if boot else 0),
     )
 
 
@@ -66,24 +66,17 @@ class VcpuState:
     debug: DebugRegs
     msrs: tuple[int, ...]
 
-    def msr(self, number: int) -> int:
-        """An MSR of the table."""
-        return self.msrs[_ORDER[number]]
 
-    def with_msr(self, number: int, value: int) -> VcpuState:
-        """The state with an MSR of the table changed."""
-        at = _ORDER[number]
-        return replace(self, msrs=(*self.msrs[:at], value, *self.msrs[at + 1 :]))
+ORDER = {number: at for at, number in enumerate(MSRS)}
+"""Where each MSR stands in `msrs`."""
 
 
-_ORDER = {number: at for at, number in enumerate(MSRS)}
-
-
-def after_reset(index: int) -> VcpuState:
-    """The state of a new vCPU; number 0 is the boot processor."""
+@lru_cache(maxsize=2)
+def after_reset(boot: bool) -> VcpuState:
+    """The state of a new vCPU, the boot processor's or another's."""
     return VcpuState(
         regs=Regs(rdx=0x600, rip=0xFFF0, rflags=2),
-        sregs=_reset_sregs(index),
+        sregs=_reset_sregs(boot),
         fpu=Fpu(fcw=0x37F),
         debug=DebugRegs(dr6=DR6_RESET, dr7=DR7_RESET),
         msrs=tuple(kvm_vcpu.PAT_RESET if number == kvm_vcpu.MSR_IA32_PAT else 0 for number in MSRS),
@@ -145,8 +138,9 @@ def _save_segment(segment: Segment) -> tuple[int, int, int, int]:
     return segment.selector, attributes, segment.limit, segment.base
 
 
-def shown(sregs: Sregs) -> Sregs:
-    """Segments as svm_get_segment tells them: data segments accessed, the task segment busy."""
+@lru_cache(maxsize=64)
+def shown(sregs: Sregs) -> bytes:
+    """Encoded, with segments as svm_get_segment tells them: data segments accessed, the task segment busy."""
     return replace(
         sregs,
         ds=_typed(sregs.ds, 1),
@@ -154,7 +148,7 @@ def shown(sregs: Sregs) -> Sregs:
         fs=_typed(sregs.fs, 1),
         gs=_typed(sregs.gs, 1),
         tr=_typed(sregs.tr, 2),
-    )
+    ).encode()
 
 
 def _typed(segment: Segment, bits: int) -> Segment:
@@ -179,6 +173,19 @@ def valid_msr(index: int, value: int) -> bool:
 
 
 @lru_cache(maxsize=64)
-def decode_sregs(data: bytes) -> Sregs:
+def sregs_of(data: bytes) -> Sregs:
     """`Sregs.decode`, remembered: every vCPU of every guest is given one of two."""
     return Sregs.decode(data)
+
+
+@lru_cache(maxsize=64)
+def regs_of(data: bytes) -> Regs:
+    """`Regs.decode` with bit 1 of RFLAGS, which KVM sets itself; remembered."""
+    regs = Regs.decode(data)
+    return replace(regs, rflags=regs.rflags | 2)
+
+
+@lru_cache(maxsize=64)
+def fpu_of(data: bytes) -> Fpu:
+    """`Fpu.decode` without MXCSR, which does not travel this way; remembered."""
+    return replace(Fpu.decode(data), mxcsr=0)

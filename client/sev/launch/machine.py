@@ -171,8 +171,10 @@ class Machine:
         encoded = self.supported_cpuid(cpuid_signature)
         fields = _apic_id_fields(encoded)
         leaves = bytearray(encoded)
+        state = bytearray(kvm_vcpu.Sregs.size())
         with (
             _Placed(self._kernel, leaves) as cpuid,
+            _Placed(self._kernel, state) as sregs,
             _Placed(self._kernel, reset_state.FPU.encode()) as fpu,
             _Placed(self._kernel, kvm_vcpu.encode_list(reset_state.MSRS)) as msrs,
         ):
@@ -182,12 +184,10 @@ class Machine:
                 fd = self._ioctl(self.vm_fd, kvm.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
                 self._vcpus.append(fd)
                 self._ioctl(fd, kvm.KVM_SET_CPUID2, cpuid, "KVM_SET_CPUID2")
-                state = bytearray(kvm_vcpu.Sregs.size())
-                with _Placed(self._kernel, state) as address:
-                    self._ioctl(fd, kvm.KVM_GET_SREGS, address, "KVM_GET_SREGS")
-                    (apic_base,) = struct.unpack_from("<Q", state, _APIC_BASE_OFFSET)
-                    state[:] = reset_state.sregs(start, apic_base)
-                    self._ioctl(fd, kvm.KVM_SET_SREGS, address, "KVM_SET_SREGS")
+                self._ioctl(fd, kvm.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
+                (apic_base,) = struct.unpack_from("<Q", state, _APIC_BASE_OFFSET)
+                state[:] = reset_state.sregs(start, apic_base)
+                self._ioctl(fd, kvm.KVM_SET_SREGS, sregs, "KVM_SET_SREGS")
                 self._structure(fd, kvm.KVM_SET_REGS, reset_state.regs(start, cpuid_signature), "KVM_SET_REGS")
                 self._ioctl(fd, kvm.KVM_SET_FPU, fpu, "KVM_SET_FPU")
                 self._ioctl(fd, kvm.KVM_SET_MSRS, msrs, "KVM_SET_MSRS")

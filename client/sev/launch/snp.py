@@ -74,7 +74,7 @@ class Snp:
         """
         return self._alive().vm_fd
 
-    def create(  # noqa: PLR0917 - what a VM is made of, in the order of the API's message
+    def create(
         self,
         memory_bytes: int,
         firmware_bytes: int,
