@@ -98,7 +98,7 @@ def start(
     guest.state = LAUNCH
 
 
-def update(  # noqa: PLR0917 - the command's own parameters
+def update(
     platform: Platform,
     gctx: int,
     page_type: int,
@@ -159,7 +159,7 @@ def _ready(rmp: memoryview) -> int:
     return len(states) - len(states.lstrip(bytes((RMP_PRE_GUEST,))))
 
 
-def _measure(  # noqa: PLR0917
+def _measure(
     platform: Platform,
     guest: GuestContext,
     page_type: int,

@@ -66,9 +66,7 @@ class Release:
     key_request_version: int
 
 
-def _release(  # noqa: PLR0917 - the columns of the table below
-    version: Version, tcb: str, report: int, info: int, mitigations: int, features: int | None
-) -> Release:
+def _release(version: Version, tcb: str, report: int, info: int, mitigations: int, features: int | None) -> Release:
     return Release(
         version=version,
         tcb=bytes.fromhex(tcb),
