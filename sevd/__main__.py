@@ -80,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """The configuration: file, then options, then the paths that neither names."""
-    from dataclasses import replace
     from pathlib import Path
 
     from sev.errors import UsageError
+    from sev.records import replace
     from sevd import config
 
     uid = os.geteuid()
@@ -99,7 +99,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     for option in ("simulate", "firmware_version", "seed"):
         if getattr(args, option) is not None:
             changes[option] = getattr(args, option)
-    settings = replace(settings, **changes)  # type: ignore[arg-type]  # the parser made them
+    settings = replace(settings, **changes)
     if (settings.firmware_version or settings.seed is not None) and not settings.simulate:
         raise UsageError(
             "a firmware version or a seed is given, and no simulation",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sev.errors import UsageError
+from sev.records import record, replace
 
 CONFIG_BYTES = 1 << 20
 """Largest configuration file."""
@@ -21,7 +21,7 @@ PRODUCTS = ("milan", "genoa", "turin")
 """Processor lines that can be simulated."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """The values; see SETTINGS for what each means. A path that is None is chosen by `resolved`."""
 
@@ -60,7 +60,7 @@ class Settings:
     journal_seconds: int = 24 * 3600
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Setting:
     """One setting.
 
@@ -192,7 +192,7 @@ def parse(data: bytes, source: str, base: Settings | None = None) -> Settings:
             if setting is None:
                 raise _unknown(source, f"{table}.{key}")
             values[setting.attribute] = _value(setting, value, source)
-    return replace(base or Settings(), **values)  # type: ignore[arg-type]  # checked against the table
+    return replace(base or Settings(), **values)
 
 
 def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settings:

@@ -11,10 +11,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sev.errors import LimitReached
+from sev.records import field, record
 from sevd.access.identity import Caller
 
 QUEUE_EVENTS = 1024
@@ -23,7 +23,7 @@ QUEUE_EVENTS = 1024
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """One thing that happened.
 

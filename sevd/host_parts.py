@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from sev.records import record
 
 if TYPE_CHECKING:
     from sev.certs import Roots
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from sevd.guests.machine import SimulatedView
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HostParts:
     """A host.
 
@@ -45,9 +46,9 @@ class HostParts:
     sev_path: str = "/dev/sev"
     kvm_path: str = "/dev/kvm"
     observer: SimulatedView | None = None
-    committed_tcb: Callable[[], int | None] = field(default=lambda: None)
+    committed_tcb: Callable[[], int | None] = lambda: None
     endorsements: Callable[[], Mapping[str, bytes]] | None = None
-    close: Callable[[], None] = field(default=lambda: None)
+    close: Callable[[], None] = lambda: None
 
     def missing_for(self, service: str) -> Sequence[str]:
         """What is missing for the device calls of a service: platform commands do without KVM."""

@@ -22,10 +22,10 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sev.errors import LimitReached, UsageError
+from sev.records import record, replace
 
 ENTRIES = 4096
 """Entries kept, of all identities."""
@@ -45,7 +45,7 @@ LINE_BYTES = 8 << 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """How a call ended.
 
@@ -62,7 +62,7 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One request id.
 

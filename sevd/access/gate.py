@@ -16,9 +16,9 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sev.errors import LimitReached, NotPermitted, SevError
+from sev.records import mutable_record, record
 from sevd.access.identity import Caller
 from sevd.access.listeners import Listener
 from sevd.access.peer import Peer, peer_of
@@ -41,7 +41,7 @@ PAUSE_SECONDS = 0.1
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@mutable_record
 class Account:
     """What one identity uses at the moment.
 
@@ -56,7 +56,7 @@ class Account:
     calls: int = 0
 
 
-@dataclass(slots=True)
+@mutable_record
 class Connection:
     """One admitted connection.
 
@@ -89,7 +89,7 @@ class Connection:
         return self.relay is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GateLimits:
     """How many connections there may be.
 

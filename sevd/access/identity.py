@@ -6,12 +6,11 @@ anything that the caller says about itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from sev.records import record
 from sevd.access.roles import Role
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """An identity with the role that the policy gives it.
 

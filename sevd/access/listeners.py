@@ -15,10 +15,10 @@ import secrets
 import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sev.errors import UsageError
+from sev.records import mutable_record, record
 from sevd.access.roles import Role
 
 MAX_PATH_BYTES = 107
@@ -31,7 +31,7 @@ FIRST_FD = 3
 """The first descriptor that systemd passes (sd_listen_fds(3))."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kind:
     """What a socket is for.
 
@@ -56,7 +56,7 @@ ADMIN = Kind("admin", Role.ADMIN, Role.ADMIN, 0o600)
 KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN)}
 
 
-@dataclass(slots=True)
+@mutable_record
 class Listener:
     """A listening socket and what it is for.
 

@@ -17,9 +17,9 @@ import os
 import select
 import socket
 import struct
-from dataclasses import dataclass
 
 from sev.errors import LimitReached, NotPermitted
+from sev.records import mutable_record
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
@@ -34,7 +34,7 @@ _CREDENTIALS = struct.Struct("=iII")
 _SMALL_BYTES = 1024  # what socket.getsockopt takes at most
 
 
-@dataclass(slots=True)
+@mutable_record
 class Peer:
     """The process that connected.
 

@@ -10,15 +10,15 @@ import grp
 import os
 import pwd
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from sev.errors import UsageError
+from sev.records import field, record
 from sevd.access.identity import Caller
 from sevd.access.peer import Peer
 from sevd.access.roles import Role
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AccessPolicy:
     """Roles by uid and by gid.
 

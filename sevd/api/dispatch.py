@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -23,6 +22,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from sev.errors import Unreachable
+from sev.records import replace
 from sevd.access.identity import Caller
 from sevd.api.foreign import Foreign
 from sevd.api.frame import Frame, Trace

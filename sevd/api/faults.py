@@ -12,12 +12,11 @@ A failed call carries, in the trailer `grpc-status-details-bin`, a serialised go
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import grpc
 
 from sev import errors
 from sev.errors import SevError
+from sev.records import record
 
 DOMAIN = "sevd"
 """ErrorInfo.domain: with the reason, the stable identifier of an error."""
@@ -57,7 +56,7 @@ _CODES: dict[type[SevError], grpc.StatusCode] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Failure:
     """A failed call as it goes over the wire.
 

@@ -9,7 +9,6 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -26,6 +25,7 @@ from sev.errors import (
     SevError,
     Unreachable,
 )
+from sev.records import field, mutable_record
 from sevd.access.gate import Connection
 from sevd.access.roles import Role
 from sevd.api.faults import Failure, failure
@@ -45,7 +45,7 @@ _NO_CONNECTION = "this connection did not come through the daemon's sockets"
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@mutable_record
 class Trace:
     """What is known of one call while it runs, for its audit record.
 

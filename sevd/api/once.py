@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from sev.errors import KernelError, OutcomeUnknown, UsageError
+from sev.records import mutable_record
 from sevd.journal import Journal, Outcome
 
 MAX_ID = 64
@@ -20,7 +20,7 @@ MAX_ID = 64
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Running:
     """A call under way: what it is, its task, and how many callers wait for it."""
 

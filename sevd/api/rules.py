@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from sev.errors import InternalError
+from sev.records import record
 from sev.v1 import options_pb2
 from sevd.access.roles import Role
 
@@ -33,7 +33,7 @@ class UndeclaredMethod(InternalError):
     """A method says not, or not consistently, what it needs: the server must not start."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Method:
     """One method of ours.
 

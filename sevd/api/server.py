@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -20,6 +19,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from sev.errors import InternalError
+from sev.records import record
 from sevd.access.gate import Gate, GateLimits
 from sevd.access.listeners import MAX_PATH_BYTES, Listener
 from sevd.access.policy import AccessPolicy
@@ -43,7 +43,7 @@ WINDOW_BYTES = 1 << 20
 """What a caller may send on one stream before it hears that there is room for more: a message of an upload."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServerLimits:
     """What callers may use.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sev.errors import UsageError
+from sev.records import fields_of
 from sevd import config
 from sevd.config import SETTINGS, Settings
 
@@ -20,7 +20,7 @@ def parse(text: str) -> Settings:
 
 
 def test_the_table_has_every_setting_once_with_its_risk() -> None:
-    assert sorted(one.attribute for one in SETTINGS) == sorted(one.name for one in fields(Settings))
+    assert sorted(one.attribute for one in SETTINGS) == sorted(fields_of(Settings))
     assert len({one.name for one in SETTINGS}) == len(SETTINGS)
     for one in SETTINGS:
         assert (one.meaning[-1], one.risk[-1]) == (".", "."), one.name
