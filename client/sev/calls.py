@@ -7,7 +7,10 @@ generator as a SevError, so that an operation of several calls can clean up with
 
 from __future__ import annotations
 
+from errno import ECONNABORTED
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sev.errors import NotPermitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -28,6 +31,9 @@ R = TypeVar("R")
 
 RECONNECT_SECONDS = 0.05
 """Pause before a call is tried again."""
+
+CLOSED_PROBES = 3
+"""So many connections in a row that are closed at once mean that the daemon does not admit this caller."""
 
 READ_SECONDS = 10.0
 """What a read that reaches the firmware may take beyond the connection's timeout."""
@@ -156,6 +162,7 @@ class Attempts:
         self._timeout = timeout
         self._until = now + timeout
         self._seen = seen
+        self._closed = 0
 
     @property
     def seconds(self) -> float:
@@ -176,12 +183,24 @@ class Attempts:
         if failure.code != "UNAVAILABLE":
             raise error
         number = self._target.probe()
+        # Once may be a daemon that stops; a daemon that lives and closes again and again does not admit this caller.
+        self._closed = self._closed + 1 if number == ECONNABORTED else 0
+        if self._closed == CLOSED_PROBES:
+            raise self._not_admitted()
         refusal = self._target.refusal(number)
         if refusal is not None and not self._seen:
             raise refusal
         if not self._call.repeatable or now + RECONNECT_SECONDS >= self._until:
             raise self._silent(failure, number)
         return RECONNECT_SECONDS
+
+    def _not_admitted(self) -> NotPermitted:
+        return NotPermitted(
+            f"{self._target.address}: the daemon closes the connection at once: this user has no role there, "
+            "or has too many connections",
+            field="socket",
+            remedy="Ask for membership of the group that may use this daemon (usually sev), or run as root.",
+        )
 
     def lost(self, failure: Failure) -> SevError:
         """What it means that a stream broke after its first answer; nothing is tried again, answers may be missing."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_PATH = 107
 """Bytes of a Unix socket path, without the terminating zero."""
 
+PROBE_SECONDS = 0.2
+"""How long a probe waits for the daemon's first byte."""
+
 SYSTEM_DIRECTORY = "/run/sevd"
 """Where the installed service has its sockets."""
 
@@ -44,14 +47,27 @@ class Target:
         return f"<Target {self.address} ({self.why})>"
 
     def probe(self) -> int:
-        """Connects once without waiting and hangs up; answers 0 or an errno. Not for remote targets (0)."""
+        """Connects once and hangs up; answers 0 or an errno. Not for remote targets (0).
+
+        ECONNABORTED: the connection was taken and closed at once, as a daemon does that does not admit this caller.
+        """
         if self.path is None:
             return 0
         import socket
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
             plain.setblocking(False)
-            return plain.connect_ex(self.path)
+            number = plain.connect_ex(self.path)
+            if number:
+                return number
+            plain.settimeout(PROBE_SECONDS)
+            try:
+                # A gRPC server speaks first: silence means that it is busy, an end that it will not talk to us.
+                return 0 if plain.recv(1) else errno.ECONNABORTED
+            except TimeoutError:
+                return 0
+            except OSError:
+                return errno.ECONNABORTED
 
     def refusal(self, number: int) -> Unreachable | NotPermitted | None:
         """The error that an errno of `probe` means for good; None if waiting may help (refused, backlog full)."""

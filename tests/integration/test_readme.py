@@ -88,7 +88,11 @@ def test_the_session_looks_as_shown(session: dict[str, subprocess.CompletedProce
     """Line by line, but for identifiers of this host and this guest, and the digest of this OVMF build."""
 
     def plain(text: str) -> list[str]:
-        return [re.sub(r"[0-9a-f]{12,}…?|\d{4}-\d\d-\d\dT[\d:]+Z", "HEX", line).rstrip() for line in text.splitlines() if line.strip()]
+        return [
+            re.sub(r"[0-9a-f]{12,}…?|\d{4}-\d\d-\d\dT[\d:]+Z", "HEX", line).rstrip()
+            for line in text.splitlines()
+            if line.strip()
+        ]
 
     shown = "\n".join(plain("\n".join(blocks("console"))))
     for line, done in session.items():

@@ -106,3 +106,11 @@ def test_a_lost_stream_says_so() -> None:
     assert isinstance(lost, errors.Unreachable)
     assert "again" in lost.remedy
     assert isinstance(_attempts().lost(Failure("NOT_FOUND", "x")), errors.NotFound)
+
+
+def test_a_daemon_that_closes_at_once_again_and_again_does_not_admit() -> None:
+    attempts = _attempts(errno.ECONNABORTED)
+    assert attempts.after(UNAVAILABLE, 100.0) == RECONNECT_SECONDS
+    assert attempts.after(UNAVAILABLE, 100.1) == RECONNECT_SECONDS
+    with pytest.raises(errors.NotPermitted, match="no role"):
+        attempts.after(UNAVAILABLE, 100.2)
