@@ -1,0 +1,117 @@
+"""Launch digests against the hashing floor and against sev-snp-measure, as ratios in one run.
+
+    python -m tests.bench.bench_measure [--quick]
+
+The floor hashes each distinct page once and one 112-byte record for every page: what no program can leave out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha384
+from pathlib import Path
+from statistics import median
+
+from sevsnpmeasure import guest as peer
+from sevsnpmeasure import vmm_types
+
+from sev.measurement import snp_launch_digest
+from sev.measurement.plan import snp_plan
+from sev.measurement.sample import sample_firmware
+from sev.measurement.vcpu_types import signature
+
+OVMF = Path("/usr/share/ovmf/OVMF.fd")
+PAGE = 4096
+TYPE = "EPYC-v4"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Median ratio of pairs run in turn, and the median seconds of both."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    return median(a / b for a, b in pairs), median(a for a, _ in pairs), median(b for _, b in pairs)
+
+
+def show(what: str, result: tuple[float, float, float], goal: str) -> None:
+    print(f"{what:52} {1000 * result[1]:8.2f} ms  against {1000 * result[2]:8.2f} ms  ratio {result[0]:.2f}  ({goal})")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--quick", action="store_true", help="five rounds")
+    rounds = 5 if options.parse_args().quick else 25
+    path = OVMF
+    if not path.exists():
+        path = Path("sample-firmware.fd").resolve()
+        path.write_bytes(sample_firmware(2 << 20))
+    image = path.read_bytes()
+    mode = vmm_types.VMMType.QEMU
+
+    def theirs(vcpus: int, known: str) -> bytes:
+        digest: bytes = peer.snp_calc_launch_digest(
+            vcpus, signature(TYPE), str(path), None, None, None, 1, known, mode, False
+        )
+        return digest
+
+    pages = list({bytes(image[at : at + PAGE]) for at in range(0, len(image), PAGE)})
+    known = snp_plan(image, 1, vcpu_type=TYPE)
+    from sev.measurement import snp_ovmf_hash
+
+    hashed = snp_ovmf_hash(image)
+    for vcpus in (1, 512):
+        plan = snp_plan(image, vcpus, vcpu_type=TYPE)
+        records = sum(region.size for region in plan.regions) // PAGE + vcpus
+        distinct = pages + list(set(plan.vmsas))
+
+        def floor(distinct: list[bytes] = distinct, records: int = records) -> None:
+            for page in distinct:
+                sha384(page).digest()
+            record = bytes(112)
+            for _ in range(records):
+                record = sha384(record).digest() + bytes(64)
+
+        def ours(vcpus: int = vcpus) -> bytes:
+            return snp_launch_digest(image, vcpus, vcpu_type=TYPE)
+
+        def ours_known(vcpus: int = vcpus) -> bytes:
+            return snp_launch_digest(image, vcpus, vcpu_type=TYPE, ovmf_hash=hashed)
+
+        def peers(vcpus: int = vcpus) -> bytes:
+            return theirs(vcpus, "")
+
+        def peers_known(vcpus: int = vcpus) -> bytes:
+            return theirs(vcpus, hashed.hex())
+
+        if ours() != peers():
+            raise SystemExit("the digests differ")
+        show(f"{vcpus} vCPUs, against the hashing floor", ratio(ours, floor, rounds), "goal 1.1")
+        show(f"{vcpus} vCPUs, against sev-snp-measure", ratio(ours, peers, rounds), "goal 0.5")
+        show(f"{vcpus} vCPUs, firmware known, against its full run", ratio(ours_known, peers, rounds), "goal 0.1")
+        show(f"{vcpus} vCPUs, both with the firmware known", ratio(ours_known, peers_known, rounds), "no goal")
+    assert known.digest()
+    bin_ = Path(sys.executable).parent
+    command = shutil.which("sev-snp-measure", path=str(bin_))
+    if command:
+        words = ["--ovmf", str(path), "--vcpus", "4", "--vcpu-type", TYPE]
+        mine = [str(bin_ / "sev"), "measure", "snp", *words]
+        other = [command, "--mode", "snp", *words]
+        run = ratio(
+            lambda: subprocess.run(mine, check=True, stdout=subprocess.DEVNULL),
+            lambda: subprocess.run(other, check=True, stdout=subprocess.DEVNULL),
+            rounds,
+        )
+        show("whole process, 4 vCPUs, against sev-snp-measure", run, "goal 0.6")
+
+
+if __name__ == "__main__":
+    main()
