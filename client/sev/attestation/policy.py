@@ -59,6 +59,8 @@ class Policy:
         table = document.get("report")
         if not isinstance(table, dict):
             raise UsageError("policy: no table [report]", field="report")
+        if not table:
+            raise UsageError("policy: the table [report] is empty: it would accept everything", field="report")
         return cls(**table)
 
     @classmethod
