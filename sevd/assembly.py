@@ -10,11 +10,13 @@ import errno
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
 from sev import __version__, products
-from sev.errors import SevError, UsageError
+from sev.errors import UsageError
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
 from sevd.access.gate import GateLimits
 from sevd.access.policy import AccessPolicy
@@ -29,16 +31,19 @@ from sevd.audit import Audit
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
 from sevd.devices.scheduler import Scheduler
-from sevd.endorsements import ChipIdentity, Endorsement, Endorsements, EndorsementSet
 from sevd.events import Event, Events
 from sevd.guests.limits import Limits
 from sevd.guests.service import Guests
 from sevd.host_parts import HostParts
 from sevd.journal import Journal
+from sevd.opening import LateEndorsements
 from sevd.platform.device import PlatformDevice
 from sevd.platform.host import HostPlatform
 from sevd.platform.snp import SnpPlatform
 from sevd.state import StateDirectory
+
+if TYPE_CHECKING:
+    from sevd.endorsements import ChipIdentity, Endorsements
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +98,8 @@ class Assembly:
             daemon_version=__version__,
             max_age=parts.asids_age,
         )
-        self._endorsements = Endorsements(
-            state.folder("endorsements"),
-            parts.roots(),
-            self.events,
-            source=parts.endorsements,
-            scheduler=self.scheduler,
-            table_path=settings.certificate_table,
-            simulated=parts.simulated,
-            wait_seconds=settings.table_wait_seconds,
-        )
+        folder = state.folder("endorsements")
+        self._endorsements = LateEndorsements(lambda: self._make_endorsements(folder), self._identity)
         self._platform = SnpPlatform(
             self._device,
             self.events,
@@ -112,7 +109,6 @@ class Assembly:
             quiet=quiet,
             changed=self.host.changed,
         )
-        self._opening: asyncio.Task[EndorsementSet] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.server = Server(
             state.folder("private"),
@@ -131,8 +127,8 @@ class Assembly:
     async def start(self) -> None:
         """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
         await self.host.refresh()
-        self._opening = asyncio.create_task(self._open_endorsements())
         await self.server.start()
+        self._endorsements.start()
 
     def reload(self, settings: Settings, policy: AccessPolicy) -> None:
         """Takes what a reload may change."""
@@ -142,11 +138,10 @@ class Assembly:
     async def stop(self) -> None:
         """Ends calls, guests and streams, and gives everything back."""
         await self.server.stop(self._settings.drain_seconds, self._end_streams)
-        for task in (self._opening, *self._tasks):
-            if task is not None:
-                task.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await self._endorsements.close()
         await self._device.close()
-        self._endorsements.close()
         if not await asyncio.to_thread(self.scheduler.close):
             log.error("a firmware command is still running: the daemon ends without it")
         self._journal.close()
@@ -168,13 +163,15 @@ class Assembly:
             for module in (host_pb2, snp_platform_pb2, guest_pb2, endorsement_pb2, simulator_pb2)
             for name, service in module.DESCRIPTOR.services_by_name.items()
         }
-        store = _Opened(self)
+        simulator: Skin = NoSimulatorSkin()
+        if self.parts.simulated:
+            simulator = SimulatorSkin(self.guests, self._endorsements.table)
         skins: dict[str, Skin] = {
             "HostService": HostSkin(self.host, self.events),
             "SnpPlatformService": SnpPlatformSkin(self._platform),
             "GuestService": GuestSkin(self.guests),
-            "EndorsementService": EndorsementSkin(store),
-            "SimulatorService": SimulatorSkin(self.guests, store.table) if self.parts.simulated else NoSimulatorSkin(),
+            "EndorsementService": EndorsementSkin(self._endorsements),
+            "SimulatorService": simulator,
         }
         return {services[name]: skin for name, skin in skins.items()}
 
@@ -195,38 +192,23 @@ class Assembly:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def opened(self) -> Endorsements:
-        """The endorsements, once they were looked up."""
-        if self._opening is not None:
-            await asyncio.shield(self._opening)
-        return self._endorsements
+    async def _identity(self) -> ChipIdentity:
+        return await self._platform.identity()
 
-    async def _open_endorsements(self) -> EndorsementSet:
-        identity: ChipIdentity | None = None
-        try:
-            identity = await self._platform.identity()
-        except SevError as error:
-            log.info("the chip cannot be asked who it is: %s", error.message)
-        return await self._endorsements.open(identity)
+    def _make_endorsements(self, folder: Path) -> Endorsements:
+        """Runs on a thread."""
+        from sevd.endorsements import Endorsements
 
-
-class _Opened:
-    """The endorsements for calls that may come before they were looked up."""
-
-    def __init__(self, assembly: Assembly) -> None:
-        self._assembly = assembly
-
-    async def current(self) -> EndorsementSet:
-        """What fits this chip now."""
-        return (await self._assembly.opened()).current()
-
-    async def import_(self, contents: list[bytes], *, validate_only: bool = False) -> Iterable[Endorsement]:
-        """Checks and keeps certificates; answers those that were taken."""
-        return await (await self._assembly.opened()).import_(contents, validate_only=validate_only)
-
-    async def table(self) -> bytes:
-        """The certificate table that guests receive."""
-        return (await self.current()).certificate_table
+        return Endorsements(
+            folder,
+            self.parts.roots(),
+            self.events,
+            source=self.parts.endorsements,
+            scheduler=self.scheduler,
+            table_path=self._settings.certificate_table,
+            simulated=self.parts.simulated,
+            wait_seconds=self._settings.table_wait_seconds,
+        )
 
 
 def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:

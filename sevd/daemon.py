@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -163,6 +164,8 @@ class _Running:
         await assembly.start()
         assembly.server.open(listeners)
         self._notifier.ready(assembly.status())
+        gc.freeze()
+        gc.enable()
         where = " ".join(f"{one.kind.name}={one.path or 'systemd'}" for one in listeners)
         log.info("ready version=%s %s: %s", __version__, where, assembly.status())
         if parts.simulated:

@@ -11,7 +11,6 @@ Read at accept, once per connection (socket(7), unix(7); kernel net/core/sock.c)
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -118,6 +117,8 @@ def _groups(connection: socket.socket) -> tuple[int, ...]:
 
 def _many_groups(connection: socket.socket) -> bytes:
     """More groups than socket.getsockopt has room for, by getsockopt(2) itself."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(4 * NGROUPS_MAX)
     size = ctypes.c_uint32(len(buffer))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sev.abi.tcb import TcbVersion
 from sev.errors import UsageError
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, snp_platform_pb2, types_pb2
-from sevd.endorsements.model import Endorsement, EndorsementSet
 from sevd.events import Event
 from sevd.guests.model import Guest
 from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SnpStatusView
+
+if TYPE_CHECKING:
+    from sevd.endorsements.model import Endorsement, EndorsementSet
 
 
 def timestamp(time: datetime) -> Timestamp:

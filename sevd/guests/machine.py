@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sev.errors import NotOffered, SevError
 from sev.launch import Snp
-from sevd.guests.digest import LaunchDigest
 from sevd.guests.model import CreateGuest, PageType
 
 if TYPE_CHECKING:
     from sev.launch.seam import Kernel
+    from sevd.guests.digest import LaunchDigest
 
 
 class KeyRequest(NamedTuple):
@@ -106,6 +106,8 @@ class Machine:
             self.close()
             raise
         if self._observer is None:
+            from sevd.guests.digest import LaunchDigest  # a simulated platform tells its digest itself
+
             self._digest = LaunchDigest(request)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,8 @@ def make(
     clock: Callable[[], float],
 ) -> None:
     """Makes a chip in a directory of its own and gives it its name when it is complete."""
+    import shutil  # only a first start needs it
+
     home.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     prefix = f".{home.name}.new-"
     for leftover in home.parent.glob(f"{prefix}*"):
