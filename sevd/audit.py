@@ -4,8 +4,8 @@ One JSON object per line in a file of mode 0600, and the same line in the log. A
 call, and for every refusal of any call or connection. Records say nothing that is secret: no request content, no keys.
 
 Keys: `time` (RFC 3339, UTC), `sequence`, `what` ("call" or "connection"), `caller` (`owner`, `uid`, `gid`, `pid`,
-`role`, `unit`), `socket`, `method`, `target`, `result` ("done", "refused", "cancelled"), `code`, `reason`, `message`,
-`firmware_status`, `errno`, `request_id`, `validate_only`, `duration_ms`. A key without a value is left out.
+`role`, `unit`), `socket`, `method`, `target`, `result` ("done", "refused", "failed", "cancelled"), `reason`, `message`,
+`firmware_status`, `errno`, `request_id`, `validate_only`, `repeated`, `duration_ms`. A key without a value is left out.
 """
 
 from __future__ import annotations
