@@ -11,7 +11,7 @@ it had created before it lets the cancellation through.
 
 from __future__ import annotations
 
-from asyncio import sleep
+from asyncio import sleep, to_thread
 from functools import update_wrapper
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
@@ -165,7 +165,7 @@ class AsyncHost:
                 call.cancel()
             if started:
                 raise attempts.lost(failure)
-            await sleep(attempts.after(failure, monotonic()))
+            await sleep(await to_thread(attempts.after, failure, monotonic()))  # it asks the socket, briefly
 
     async def close(self) -> None:
         """Hangs up; calls under way are cancelled."""
@@ -194,7 +194,7 @@ class AsyncHost:
             else:
                 self._seen = True
                 return answer
-            await sleep(attempts.after(failure, monotonic()))
+            await sleep(await to_thread(attempts.after, failure, monotonic()))  # it asks the socket, briefly
 
     async def _send(self, call: Call[Any], seconds: float) -> Any:
         dialled = self._dialled()

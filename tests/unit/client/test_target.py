@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sev import target
 from sev.errors import NotPermitted, Unreachable, UsageError
@@ -119,3 +121,17 @@ def test_probe_without_permission(tmp_path: Path) -> None:
         bound.listen(1)
         path.chmod(0)
         assert target.parse(str(path), "").probe() == errno.EACCES
+
+
+@given(
+    st.text(max_size=200)
+    | st.tuples(st.sampled_from(["unix:", "dns:", "ipv6:[", "unix-abstract:", "unix:///"]), st.text()).map("".join)
+)
+def test_any_word_is_a_target_or_a_usage_error(text: str) -> None:
+    try:
+        parsed = target.parse(text, "")
+    except UsageError:
+        return
+    assert parsed.address
+    if parsed.path is not None:
+        assert 0 < len(os.fsencode(parsed.path)) <= target.MAX_PATH
