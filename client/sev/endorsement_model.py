@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sev.records import record
 from sev.wire import tcb, word
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sev.v1 import endorsement_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endorsement:
     """One certificate or list: `kind` is ark, ask, asvk, vcek, vlek or crl; `tcb` for VCEK and VLEK only."""
 
@@ -43,7 +43,7 @@ class Endorsement:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endorsements:
     """The certificates at hand for a chip, its certificate table for guests, and what is missing for a chain."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sev.records import record
 from sev.wire import rfc3339, time
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sev.v1 import host_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """Something that happened on a host."""
 
@@ -23,7 +23,7 @@ class Event:
     guest_id: str
     message: str
     simulated: bool
-    details: dict[str, str] = field(hash=False)
+    details: dict[str, str]
 
     @classmethod
     def from_message(cls, message: host_pb2.Event) -> Event:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sev.records import record
 from sev.wire import rfc3339, time, word
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sev.v1 import guest_pb2, simulator_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Guest:
     """A hosted guest. `launch_digest` has 48 bytes from state "ready" on and none before."""
 
@@ -74,7 +74,7 @@ class Guest:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LaunchedGuest:
     """A guest that was launched, and the digest that it ought to have."""
 
@@ -97,7 +97,7 @@ class LaunchedGuest:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GuestReport:
     """An attestation report (1184 bytes) and the certificate table that the host hands to guests."""
 

@@ -7,16 +7,16 @@ TCBs by component with `raw`, and null for what is not known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sev.records import record
 from sev.wire import word
 
 if TYPE_CHECKING:
     from sev.v1 import host_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AsidUse:
     """How many address space identifiers exist, and how many of them are bound to a guest."""
 
@@ -28,7 +28,7 @@ class AsidUse:
         return {"total": self.total, "in_use": self.in_use}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HostInfo:
     """What a host is. Texts are empty, and `chip_id` is, where the daemon does not know."""
 

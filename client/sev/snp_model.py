@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sev.records import record
 from sev.wire import tcb, word
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sev.v1 import snp_platform_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpStatus:
     """SNP_PLATFORM_STATUS, decoded. `committed_tcb` is None where no report tells it; `raw` has 32 bytes."""
 

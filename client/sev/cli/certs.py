@@ -109,9 +109,9 @@ def _import(args: Namespace, out: Output) -> int:
 
 
 def _show(args: Namespace, out: Output) -> int:
-    from sev.certs import show
+    from sev.certs.show import describe, text
     from sev.cli.files import read_file
 
-    documents = show.describe(read_file(args.file, "the certificates", SHOW_LIMIT))
-    out.result({"certificates": documents}, show.text(documents))
+    documents = describe(read_file(args.file, "the certificates", SHOW_LIMIT))
+    out.result({"certificates": documents}, text(documents))
     return 0
