@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from sev.errors import LimitReached
 from sev.records import field, record
@@ -19,6 +20,22 @@ from sevd.access.identity import Caller
 
 QUEUE_EVENTS = 1024
 """Events that one subscriber may lag behind before its subscription ends."""
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Publisher(Protocol):
+        """Where events go: what the logic needs of `Events`."""
+
+        def publish(
+            self,
+            kind: str,
+            message: str,
+            guest_id: str = "",
+            owner: str | None = None,
+            details: Mapping[str, str] | None = None,
+        ) -> object: ...
+
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from sev.errors import LimitReached, UsageError
 from sev.records import record, replace
+from sevd.durable import sync_directory
 
 ENTRIES = 4096
 """Entries kept, of all identities."""
@@ -238,11 +239,7 @@ class Journal:
                 file.write(data)
             os.fsync(descriptor)
             os.replace(temporary, self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self._path.parent)
         except OSError:
             os.close(descriptor)
             raise

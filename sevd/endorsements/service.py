@@ -14,7 +14,7 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sev.abi import cert_table
 from sev.certs.files import load_all
@@ -30,18 +30,7 @@ if TYPE_CHECKING:
 
     from sev.certs import Certificate, Crl, Roots
     from sevd.devices.scheduler import Scheduler
-
-    class Publisher(Protocol):
-        """Where events go (sevd.events.Events)."""
-
-        def publish(
-            self,
-            kind: str,
-            message: str,
-            guest_id: str = "",
-            owner: str | None = None,
-            details: Mapping[str, str] | None = None,
-        ) -> object: ...
+    from sevd.events import Publisher
 
 
 MAX_CONTENTS = 32

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sev.certs.files import load_all
-from sev.errors import CollateralError, InternalError, KernelError, MalformedInput, SevError, VerificationError
+from sev.errors import CollateralError, KernelError, MalformedInput, SevError, VerificationError
+from sevd import durable
 from sevd.endorsements.check import kind_of, product_of, tcb_of
 from sevd.endorsements.model import EndorsementKind
 
@@ -120,7 +120,7 @@ class Store:
         path = self._directory / stored.path
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _write(path, stored.der)
+            durable.write(path, stored.der, 0o644)
         except OSError as error:
             raise KernelError(error.errno or 0, command=f"write {path}") from error
 
@@ -165,23 +165,3 @@ class Store:
         if stored.path != inside:
             raise MalformedInput(f"it holds what belongs into {stored.path}")
         return stored
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if file.write(data) != len(data):
-                raise InternalError("a short write")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sev.errors import NotNow, SevError
 from sevd.devices.work import Withdrawn
@@ -23,22 +23,11 @@ if TYPE_CHECKING:
     from sevd.devices.quiet import Quiet
     from sevd.devices.scheduler import Scheduler
     from sevd.devices.work import Work
+    from sevd.events import Publisher
     from sevd.guests.admission import Ledger
     from sevd.guests.hosted import Hosted
     from sevd.guests.registry import Registry
     from sevd.guests.watch import Watchers
-
-    class Publisher(Protocol):
-        """Where events go (sevd.events.Events)."""
-
-        def publish(
-            self,
-            kind: str,
-            message: str,
-            guest_id: str = "",
-            owner: str | None = None,
-            details: Mapping[str, str] | None = None,
-        ) -> object: ...
 
 
 log = logging.getLogger(__name__)

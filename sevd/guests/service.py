@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sev.launch.seam import Kernel
     from sevd.access.identity import Caller
     from sevd.devices.scheduler import Scheduler
-    from sevd.guests.launcher import Publisher
+    from sevd.events import Publisher
 
 REPORT_DATA = 64
 """Bytes of report data."""

@@ -25,20 +25,9 @@ if TYPE_CHECKING:
     from sev.products import Product
     from sevd.devices.quiet import Quiet
     from sevd.devices.work import Work
+    from sevd.events import Publisher
     from sevd.platform.device import PlatformDevice
     from sevd.platform.views import SnpStatusView
-
-    class Publisher(Protocol):
-        """Where events go (sevd.events.Events)."""
-
-        def publish(
-            self,
-            kind: str,
-            message: str,
-            guest_id: str = "",
-            owner: str | None = None,
-            details: Mapping[str, str] | None = None,
-        ) -> object: ...
 
     class CertificateTable(Protocol):
         """What keeps the guests' certificates in step (sevd.endorsements.Endorsements)."""

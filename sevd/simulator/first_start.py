@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sev.products import Product
-from sevd.simulator import store
+from sevd import durable
 from sevd.simulator.ca import CertificateAuthority, Progress
 from sevd.simulator.chip import Chip
 from sevd.simulator.entropy import Entropy
@@ -42,4 +42,4 @@ def make(
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)
         raise
-    store.sync_directory(home.parent)
+    durable.sync_directory(home.parent)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from pathlib import Path
 
 from sev.errors import MalformedInput, NotNow, UsageError
+from sevd import durable
 
 FORMAT = 1
 """Format number of the documents; a larger one is refused, since a newer program wrote it."""
@@ -52,33 +52,9 @@ def write(path: Path, data: bytes, *, secret: bool = False) -> None:
         NotStored: The disk is full, or the directory cannot be written to.
     """
     try:
-        _write(path, data, 0o600 if secret else 0o644)
+        durable.write(path, data, 0o600 if secret else 0o644)
     except OSError as error:
         raise NotStored(f"{path}: cannot be written: {error.strerror or error}", field="state_dir") from None
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes renames inside a directory last."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path, digest: str | None = None) -> bytes:
@@ -156,7 +132,7 @@ def set_aside(directory: Path) -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target = directory.with_name(f"{directory.name}.aside-{stamp}-{secrets.token_hex(3)}")
     directory.rename(target)
-    sync_directory(directory.parent)
+    durable.sync_directory(directory.parent)
     return target
 
 

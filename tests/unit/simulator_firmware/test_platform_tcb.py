@@ -10,6 +10,7 @@ import pytest
 from sev import products, status
 from sev.abi.tcb import TcbVersion
 from sev.errors import FirmwareError
+from sevd import durable
 from sevd.simulator import store
 from sevd.simulator.firmware import Firmware
 from tests.support.simulated_firmware import Open, config, initialised, refused, running, started
@@ -224,7 +225,7 @@ def test_nothing_is_committed_that_cannot_be_stored(open_firmware: Open, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write", full)
+        patch.setattr(durable, "write", full)
         for command in (firmware.snp_commit, lambda: firmware.snp_config(config(0, 3))):
             with refused(status.HWERROR_PLATFORM):
                 command()
