@@ -239,12 +239,13 @@ class Journal:
                 file.write(data)
             os.fsync(descriptor)
             os.replace(temporary, self._path)
-            sync_directory(self._path.parent)
         except OSError:
             os.close(descriptor)
             raise
+        # The old file has no name any more: from here on nothing may be appended to it, whatever fails.
         os.close(self._file)
         self._file, self._size = descriptor, len(data)
+        sync_directory(self._path.parent)
 
 
 def _line(entry: Entry) -> bytes:

@@ -189,6 +189,24 @@ def test_a_full_disk_leaves_no_torn_line_in_the_middle(tmp_path: Path, monkeypat
     assert [json.loads(line)["request_id"] for line in lines] == ["one", "three"]
 
 
+def test_after_a_rewrite_whose_folder_cannot_be_synced_entries_go_to_the_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path) -> None:
+        raise OSError(5, os.strerror(5))
+
+    made = Journal(tmp_path / "j")
+    made.begin("uid:1", "first", "/M", "d")
+    with monkeypatch.context() as patch:
+        patch.setattr("sevd.journal.REWRITE_BYTES", 0)
+        patch.setattr("sevd.journal.sync_directory", full)
+        with pytest.raises(OSError, match="Input/output"):
+            made.finish("uid:1", "first", Outcome(0, b"x"))
+    made.begin("uid:1", "second", "/M", "d")
+    made.close()
+    assert Journal(tmp_path / "j").find("uid:1", "second", "/M", "d") is not None
+
+
 def test_the_file_is_not_followed_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "j").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
