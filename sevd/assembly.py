@@ -109,6 +109,7 @@ class Assembly:
             quiet=quiet,
             changed=self.host.changed,
         )
+        self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.server = Server(
             state.folder("private"),
@@ -186,8 +187,16 @@ class Assembly:
         self.host.changed()
 
     def _happened(self, event: Event) -> None:
-        """What others must hear of an event. On the event loop: all publishers are."""
+        """What others must hear of an event, on whichever thread it was published."""
         self.host.changed()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop.call_soon_threadsafe(self._tell_health)
+        else:
+            self._tell_health()
+
+    def _tell_health(self) -> None:
         task = asyncio.ensure_future(self.server.foreign.refresh_health())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

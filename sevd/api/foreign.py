@@ -77,6 +77,7 @@ class Foreign:
         self._take(health_pb2_grpc.add_HealthServicer_to_server, self._health, self.refresh_health)
 
     def _load_reflection(self) -> None:
+        from grpc_health.v1 import health_pb2  # noqa: F401 - describes the health service, which is listed too
         from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
         from sevd.api.reflection import servicer

@@ -110,7 +110,11 @@ class Endorsements:
             elif stored.certificate is not None:
                 check_genuine(stored.certificate, self._roots, authorities)
 
-        self._imported.update(await asyncio.to_thread(self._store.load, check))
+        # A state directory may have served another simulated product, under another root: what is kept for it is not
+        # damaged, only of no use now.
+        lines = [ark.product.name for ark in self._roots.arks if ark.product is not None]
+        products = lines if len(lines) == len(self._roots.arks) else None
+        self._imported.update(await asyncio.to_thread(self._store.load, check, products))
         if self._identity is not None:
             identity = self._identity  # a platform command was quicker, and knows better
         try:

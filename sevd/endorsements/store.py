@@ -24,7 +24,7 @@ from sevd.endorsements.check import kind_of, product_of, tcb_of
 from sevd.endorsements.model import EndorsementKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sev.certs import Certificate, Crl
     from sev.products import Product
@@ -88,14 +88,18 @@ class Store:
         self._directory = directory
         self._report = report
 
-    def load(self, check: Callable[[Stored, Sequence[Certificate]], None]) -> dict[Path, Stored]:
+    def load(
+        self, check: Callable[[Stored, Sequence[Certificate]], None], products: Collection[str] | None = None
+    ) -> dict[Path, Stored]:
         """Everything in the store that reads back as what it should be and passes `check`.
+
+        What lies there for processor lines other than `products` (None: all) is neither read nor touched.
 
         `check` is given each entry and the authorities among all of them. What it refuses with a VerificationError is
         set aside like a damaged file; what it cannot decide (CollateralError) stays.
         """
         found: dict[Path, Stored] = {}
-        for path in self._files():
+        for path in self._files(products):
             try:
                 found[path] = self._read(path)
             except SevError as error:
@@ -134,9 +138,11 @@ class Store:
         else:
             self._report(f"{path} is damaged ({why}); it was set aside as {aside.name}: import it again.")
 
-    def _files(self) -> Iterator[Path]:
+    def _files(self, products: Collection[str] | None) -> Iterator[Path]:
         count = 0
         for folder, folders, names in os.walk(self._directory):
+            if products is not None and Path(folder) == self._directory:
+                folders[:] = [name for name in folders if name in products]
             folders.sort()
             for name in sorted(names):
                 count += 1
