@@ -8,7 +8,7 @@ functions that look at the class's fields.
 
 Fields are the annotated names in the order of their definition, those of a base record first; a default is the value
 assigned, or `field(default_factory=…)` for one that is made anew for every instance. `__post_init__` is called if there
-is one.
+is one. The functions of `dataclasses` (`replace`, `fields`, `asdict`) take records too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,19 @@ class _Factory:
 
     def __init__(self, make: Callable[[], object]) -> None:
         self.make = make
+
+
+class _DataclassFields:
+    """What the functions of `dataclasses` look for; made when one of them first looks."""
+
+    __slots__ = ()
+
+    def __get__(self, instance: object, owner: Any) -> object:
+        from dataclasses import make_dataclass
+
+        stand_in: Any = make_dataclass(owner.__name__, owner.__record_fields__)
+        owner.__dataclass_fields__ = stand_in.__dataclass_fields__
+        return owner.__dataclass_fields__
 
 
 def field(*, default_factory: Callable[[], T]) -> T:
@@ -81,6 +94,7 @@ def _make(cls: type[T], *, frozen: bool) -> type[T]:
     inherited: dict[str, Any] = getattr(base, "__record_fields__", {})
     space["__slots__"] = tuple(name for name in own if name not in inherited)
     space["__record_fields__"] = inherited | defaults
+    space["__dataclass_fields__"] = _DataclassFields()
     space.setdefault("__match_args__", tuple(space["__record_fields__"]))
     for name, method in _FROZEN.items() if frozen else _MUTABLE.items():
         space.setdefault(name, method)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
+
+from sev.records import record
 
 if TYPE_CHECKING:
     from sev.abi.tcb import TcbVersion
@@ -23,7 +24,7 @@ class EndorsementKind(IntEnum):
     CRL = 6
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endorsement:
     """One certificate or list.
 
@@ -40,7 +41,7 @@ class Endorsement:
     tcb: TcbVersion | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EndorsementSet:
     """The certificates that fit this chip and its reported TCB.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from sev.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """Limits per identity, unless said otherwise.
 

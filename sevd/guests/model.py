@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
+
+from sev.records import record
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -48,7 +49,7 @@ class PageType(IntEnum):
     CPUID = 6
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Guest:
     """A hosted guest as it is at one moment.
 
@@ -85,7 +86,7 @@ class Guest:
     updated_pages: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CreateGuest:
     """What a caller asks for.
 
@@ -112,7 +113,7 @@ class CreateGuest:
     label: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Region:
     """A run of pages of one type, measured in order.
 

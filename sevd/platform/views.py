@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
+
+from sev.records import record
 
 if TYPE_CHECKING:
     from sev.abi.tcb import TcbVersion
@@ -45,7 +46,7 @@ class SnpState(IntEnum):
     INIT = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HostView:
     """What this host is.
 
@@ -89,7 +90,7 @@ class HostView:
         return str(self.firmware_version) if self.firmware_version else ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpStatusView:
     """SNP_PLATFORM_STATUS, decoded (SEV-SNP firmware ABI, SNP_PLATFORM_STATUS).
 

@@ -7,7 +7,6 @@ mitigation vectors from 5 on. Integers are little-endian, so are R and S of the 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from sev import status
+from sev.records import record
 from sevd.simulator import hash_sticks
 from sevd.simulator.firmware_platform import Platform
 from sevd.simulator.firmware_status import FirmwareStatus
@@ -31,7 +31,7 @@ ANY_KEY, VCEK_ONLY, VLEK_ONLY = 0, 1, 2
 _ECDSA_P384_SHA384 = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Signer:
     """A choice of key.
 

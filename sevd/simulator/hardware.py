@@ -7,16 +7,16 @@ CPUID leaves that are not here read as zeros.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sev import products
 from sev.products import Product
+from sev.records import record
 
 Registers = tuple[int, int, int, int]
 """EAX, EBX, ECX, EDX."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hardware:
     """One simulated part.
 

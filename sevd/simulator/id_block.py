@@ -10,7 +10,6 @@ Source: SEV-SNP firmware ABI (AMD 56860), SNP_LAUNCH_FINISH; behaviour of AMD's 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sev import status
+from sev.records import record
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.gctx import GuestContext
 from sevd.simulator.hash_sticks import P384_ORDER
@@ -32,7 +32,7 @@ CURVE_P384 = 2
 _BLOCK_SIGNATURE, _ID_KEY, _KEY_SIGNATURE, _AUTHOR_KEY = 0x40, 0x240, 0x680, 0x880
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Identity:
     """What a good ID block says about a guest."""
 

@@ -5,9 +5,8 @@ Era C is Linux 7.1.13, 7.2, 7.3 and 6.12.107 and later; what is said of 7.3 hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sev.abi import sev_device
+from sev.records import record
 
 AS_IS = "as-is"
 """The firmware is asked whatever the state."""
@@ -15,7 +14,7 @@ ENODEV = "enodev"
 """ENODEV while SNP is not initialised."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KernelEra:
     """What one generation of kernels does.
 

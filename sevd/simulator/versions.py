@@ -7,10 +7,9 @@ every build raises a security version. Everything that differs by firmware relea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sev.errors import UsageError
 from sev.products import Product
+from sev.records import record
 
 SMT_EN = 1 << 0
 ECC_EN = 1 << 2
@@ -39,7 +38,7 @@ Version = tuple[int, int, int]
 """API major, API minor, build."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Release:
     """What one firmware release does.
 

@@ -17,9 +17,9 @@ Source: SEV-SNP firmware ABI (AMD 56860), chapter on guest messages.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from sev.errors import MalformedInput, UsageError
+from sev.records import record
 
 HEADER_SIZE = 0x60
 PAGE_SIZE = 4096
@@ -57,7 +57,7 @@ _REPORT_REQ = struct.Struct("<64sII24s")
 _KEY_REQ = struct.Struct("<IIQIIQ")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Header:
     """A message header, 96 bytes. Values are kept as they stand; what they may be is the receiver's to judge.
 
@@ -160,7 +160,7 @@ def report_response(payload: bytes) -> tuple[int, bytes]:
     return status, report
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeyRequest:
     """MSG_KEY_REQ: which key is derived, and from what.
 

@@ -6,11 +6,11 @@ sev.abi.kvm_vcpu.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from sev.abi.io import io, ior, iow, iowr
 from sev.abi.record import Record
+from sev.records import record
 
 KVMIO = 0xAE
 API_VERSION = 12
@@ -107,7 +107,7 @@ SEV_ATTR_SNP_POLICY_BITS = 1
 SEV_ATTR_SNP_REQ_CERTS = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EnableCap(Record):
     """struct kvm_enable_cap, 104 bytes; the arguments are u64."""
 
@@ -121,7 +121,7 @@ class EnableCap(Record):
     FORMAT: ClassVar[str] = "I I Q Q Q Q 64x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceAttr(Record):
     """struct kvm_device_attr, 24 bytes; a u64 goes to `addr`."""
 
@@ -133,7 +133,7 @@ class DeviceAttr(Record):
     FORMAT: ClassVar[str] = "I I Q Q"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UserMemoryRegion(Record):
     """struct kvm_userspace_memory_region, 32 bytes. memory_size 0 deletes the slot."""
 
@@ -146,7 +146,7 @@ class UserMemoryRegion(Record):
     FORMAT: ClassVar[str] = "I I Q Q Q"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UserMemoryRegion2(Record):
     """struct kvm_userspace_memory_region2, 160 bytes: a slot with a shared view and, if flagged, a guest_memfd."""
 
@@ -161,7 +161,7 @@ class UserMemoryRegion2(Record):
     FORMAT: ClassVar[str] = "I I Q Q Q Q I 4x 112x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CreateGuestMemfd(Record):
     """struct kvm_create_guest_memfd, 64 bytes; size in bytes, whole pages."""
 
@@ -171,7 +171,7 @@ class CreateGuestMemfd(Record):
     FORMAT: ClassVar[str] = "Q Q 48x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MemoryAttributes(Record):
     """struct kvm_memory_attributes, 32 bytes: guest physical address and bytes, whole pages."""
 
@@ -183,7 +183,7 @@ class MemoryAttributes(Record):
     FORMAT: ClassVar[str] = "Q Q Q Q"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EncRegion(Record):
     """struct kvm_enc_region, 16 bytes: user virtual address and bytes."""
 

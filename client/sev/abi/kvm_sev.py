@@ -6,10 +6,10 @@ the caller had it where the firmware was not reached: clear it before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from sev.abi.record import Record
+from sev.records import record
 
 SEV_INIT = 0
 SEV_ES_INIT = 1
@@ -67,7 +67,7 @@ ID_BLOCK_SIZE = 96
 ID_AUTH_SIZE = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SevCmd(Record):
     """struct kvm_sev_cmd, 24 bytes: the envelope."""
 
@@ -79,7 +79,7 @@ class SevCmd(Record):
     FORMAT: ClassVar[str] = "I 4x Q I I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SevInit(Record):
     """struct kvm_sev_init, 48 bytes. SNPActive (bit 0 of vmsa_features) must not be passed: KVM adds it."""
 
@@ -90,7 +90,7 @@ class SevInit(Record):
     FORMAT: ClassVar[str] = "Q I H 2x 32x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpLaunchStart(Record):
     """struct kvm_sev_snp_launch_start, 64 bytes."""
 
@@ -101,7 +101,7 @@ class SnpLaunchStart(Record):
     FORMAT: ClassVar[str] = "Q 16s H 6x 32x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpLaunchUpdate(Record):
     """struct kvm_sev_snp_launch_update, 64 bytes; gfn_start, uaddr and len come back advanced by what was done."""
 
@@ -114,7 +114,7 @@ class SnpLaunchUpdate(Record):
     FORMAT: ClassVar[str] = "Q Q Q B x H 4x 32x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpLaunchFinish(Record):
     """struct kvm_sev_snp_launch_finish, 88 bytes; host_data stands unaligned at offset 19."""
 

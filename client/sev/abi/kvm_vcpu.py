@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from sev.abi.record import Record
 from sev.errors import MalformedInput
+from sev.records import record
 
 CPUID_ENTRIES_MAX = 256
 MSRS_MAX = 256
@@ -26,7 +26,7 @@ _CPUID_ENTRY = struct.Struct("<7I12x")
 CPUID_ENTRY_SIZE = _CPUID_ENTRY.size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Regs(Record):
     """struct kvm_regs, 144 bytes."""
 
@@ -52,7 +52,7 @@ class Regs(Record):
     FORMAT: ClassVar[str] = "Q Q Q Q Q Q Q Q Q Q Q Q Q Q Q Q Q Q"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Segment(Record):
     """struct kvm_segment, 24 bytes: limit in bytes; `type` and the bits of the descriptor, each in a byte."""
 
@@ -72,7 +72,7 @@ class Segment(Record):
     FORMAT: ClassVar[str] = "Q I H B B B B B B B B B x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DescriptorTable(Record):
     """struct kvm_dtable, 16 bytes."""
 
@@ -82,7 +82,7 @@ class DescriptorTable(Record):
     FORMAT: ClassVar[str] = "Q H 6x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sregs(Record):
     """struct kvm_sregs, 312 bytes."""
 
@@ -113,7 +113,7 @@ class Sregs(Record):
     }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fpu(Record):
     """struct kvm_fpu, 416 bytes. KVM neither reads nor writes `mxcsr` through these ioctls."""
 
@@ -130,7 +130,7 @@ class Fpu(Record):
     FORMAT: ClassVar[str] = "128s H H B x H Q Q 256s I 4x"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DebugRegs(Record):
     """struct kvm_debugregs, 128 bytes."""
 
@@ -168,7 +168,7 @@ class CpuidEntry(NamedTuple):
             raise MalformedInput(f"kvm_cpuid_entry2: {error}", field="kvm_cpuid_entry2") from None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrEntry(Record):
     """struct kvm_msr_entry, 16 bytes."""
 

@@ -6,11 +6,11 @@ every command that the kernel knows, also where the ioctl fails; the kernel neve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from sev.abi.io import iowr
 from sev.abi.record import Record
+from sev.records import record
 
 SEV_ISSUE_CMD = iowr(0x53, 0, 16)
 """The only ioctl of the device: 0xC0105300."""
@@ -81,7 +81,7 @@ GET_ID_SIZE = 128
 ID_SIZE = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IssueCmd(Record):
     """struct sev_issue_cmd, 16 bytes: the envelope. `data` stands unaligned at offset 4."""
 
@@ -92,7 +92,7 @@ class IssueCmd(Record):
     FORMAT: ClassVar[str] = "I Q I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlatformStatus(Record):
     """struct sev_user_data_status, 12 bytes: what the firmware answers to PLATFORM_STATUS. `flags` at offset 3."""
 
@@ -106,7 +106,7 @@ class PlatformStatus(Record):
     FORMAT: ClassVar[str] = "B B B I B I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PekCsr(Record):
     """struct sev_user_data_pek_csr, 12 bytes; `length` is written back always."""
 
@@ -116,7 +116,7 @@ class PekCsr(Record):
     FORMAT: ClassVar[str] = "Q I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PdhCertExport(Record):
     """struct sev_user_data_pdh_cert_export, 24 bytes; both lengths are written back always."""
 
@@ -128,7 +128,7 @@ class PdhCertExport(Record):
     FORMAT: ClassVar[str] = "Q I Q I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PekCertImport(Record):
     """struct sev_user_data_pek_cert_import, 24 bytes."""
 
@@ -140,7 +140,7 @@ class PekCertImport(Record):
     FORMAT: ClassVar[str] = "Q I Q I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GetId2(Record):
     """struct sev_user_data_get_id2, 12 bytes; `length` is written back always."""
 
@@ -150,7 +150,7 @@ class GetId2(Record):
     FORMAT: ClassVar[str] = "Q I"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpStatus(Record):
     """struct sev_user_data_snp_status, 32 bytes: what the firmware answers. TCBs are the raw u64."""
 
@@ -167,7 +167,7 @@ class SnpStatus(Record):
     FORMAT: ClassVar[str] = "B B B B I I I Q Q"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpConfig(Record):
     """struct sev_user_data_snp_config, 64 bytes; forwarded to the firmware as it is.
 
@@ -181,7 +181,7 @@ class SnpConfig(Record):
     FORMAT: ClassVar[str] = "Q I 52s"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnpVlekLoad(Record):
     """struct sev_user_data_snp_vlek_load, 16 bytes. `vlek_wrapped_address` points to 432 bytes."""
 

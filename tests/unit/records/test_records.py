@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -112,6 +113,14 @@ def test_copies() -> None:
         replace(point, nothing=1)
     for again in (copy.copy(point), copy.deepcopy(point), pickle.loads(pickle.dumps(point))):
         assert again == point
+
+
+def test_the_functions_of_data_classes_take_it() -> None:
+    point: Any = Named(1, tags=("a",), name="n")
+    assert [one.name for one in dataclasses.fields(point)] == ["x", "y", "tags", "name"]
+    assert dataclasses.replace(point, x=4) == Named(4, 2, ("a",), "n")
+    assert dataclasses.asdict(point) == {"x": 1, "y": 2, "tags": ("a",), "name": "n"}
+    assert [one.name for one in dataclasses.fields(Point(1))] == ["x", "y", "tags"]
 
 
 def test_it_matches_patterns() -> None:
