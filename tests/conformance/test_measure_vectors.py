@@ -135,7 +135,7 @@ def test_collected_firmware_hashes(name: str) -> None:
 def test_tables_of_real_images(name: str) -> None:
     facts = VECTORS["firmware_fixtures"][name]
     image = ovmf.Image({"ovmf_AmdSev_suffix": AMDSEV, "ovmf_OvmfX64_suffix": OVMFX64}[name])
-    assert [[s.kind, hex(s.gpa), hex(s.size)] for s in image.sections] == facts["sections"]
+    assert [[kind, hex(gpa), hex(size)] for gpa, size, kind in image.sections] == facts["sections"]
     assert image.u32(ovmf.RESET_BLOCK) == int(facts["table_reset_eip"], 0)
     assert image.gpa == int(facts["gpa"], 0)
     assert (image.u32(ovmf.HASHES_TABLE) or 0) == int(facts["hash_table_gpa"], 0)

@@ -57,12 +57,14 @@ def add_pages(digest: bytes, gpa: int, data: bytes) -> bytes:
     hashed: dict[int, bytes] = {}
     offset = 0
     for byte in data[size // 2 :: size]:
-        if 0 < byte < 0xFF or not same(blanks[byte], offset):
+        if 0 < byte < 0xFF:
             contents = sha(view[offset : offset + size]).digest()
-        elif byte in hashed:
+        elif same(blanks[byte], offset):
+            if byte not in hashed:
+                hashed[byte] = sha(blanks[byte]).digest()
             contents = hashed[byte]
         else:
-            contents = hashed[byte] = sha(blanks[byte]).digest()
+            contents = sha(view[offset : offset + size]).digest()
         record = copy()
         record.update(pack(digest, contents, middle, gpa + offset))
         digest = record.digest()

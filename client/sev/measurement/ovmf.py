@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    Section = tuple[int, int, int]
+
 FOUR_GIB = 1 << 32
 """Where a firmware image ends."""
 
@@ -64,26 +66,6 @@ _SECTION = Struct("<III")
 _ONE_PAGE = (SECRETS, CPUID)
 
 
-class Section:
-    """One section of the SEV metadata.
-
-    Attributes:
-        gpa: Guest physical address, a multiple of 4096.
-        size: Bytes, a multiple of 4096 and not 0.
-        kind: One of `SECTION_NAMES`.
-    """
-
-    __slots__ = ("gpa", "kind", "size")
-
-    def __init__(self, gpa: int, size: int, kind: int) -> None:
-        self.gpa = gpa
-        self.size = size
-        self.kind = kind
-
-    def __repr__(self) -> str:
-        return f"<Section {SECTION_NAMES[self.kind]} {self.gpa:#x}+{self.size:#x}>"
-
-
 class Image:
     """A firmware image that ends at a given address.
 
@@ -96,7 +78,8 @@ class Image:
         data: As given.
         gpa: Guest physical address of its first byte.
         entries: Data of the footer table's entries by GUID (bytes as in the table); empty without a table.
-        sections: The SEV metadata's sections in their order; empty without metadata.
+        sections: (gpa, size, type) of the SEV metadata's sections in their order, sizes in bytes and all of it whole
+            pages; empty without metadata.
         has_metadata: There is SEV metadata.
 
     Raises:
@@ -174,8 +157,9 @@ class Image:
                 f"SEV metadata at {start:#x}: length {length} with {count} sections: "
                 f"expected {16 + 12 * count} to {len(data) - start}"
             )
-        at, sections, spans = start + 16, list[Section](), [(self.gpa, len(data))]
-        for gpa, size, kind in _SECTION.iter_unpack(data[at : at + 12 * count]):
+        at = start + 16
+        sections = tuple(_SECTION.iter_unpack(data[at : at + 12 * count]))
+        for gpa, size, kind in sections:
             if kind not in SECTION_NAMES:
                 self._refuse(f"SEV metadata section at {at:#x}: type {kind:#x} is not known")
             if (gpa | size) % PAGE_SIZE or not size or gpa + size > FOUR_GIB:
@@ -186,17 +170,14 @@ class Image:
                 self._refuse(
                     f"SEV metadata section at {at:#x}: {SECTION_NAMES[kind]} has {size:#x} bytes: expected 0x1000"
                 )
-            sections.append(Section(gpa, size, kind))
-            spans.append((gpa, size))
             at += 12
-        self._check_apart(spans)
-        return tuple(sections)
+        self._check_apart(sections)
+        return sections
 
-    def _check_apart(self, spans: list[tuple[int, int]]) -> None:
+    def _check_apart(self, sections: tuple[Section, ...]) -> None:
         """No page twice: the firmware would refuse the second, and the sum stays below 4 GiB."""
-        spans.sort()
         end = 0
-        for gpa, size in spans:
+        for gpa, size, _ in sorted([*sections, (self.gpa, len(self.data), 0)]):
             if gpa < end:
                 self._refuse(f"SEV metadata: the section or image at {gpa:#x} overlaps the one before it")
             end = gpa + size

@@ -271,7 +271,7 @@ def _image_region(name: str, image: Image) -> Region:
 
 def _sections(image: Image, maker: vmms.Vmm, hashes: bytes | None) -> list[Region]:
     regions = [_section(image, section, maker, hashes) for section in image.sections]
-    if hashes is not None and not any(section.kind == ovmf.KERNEL_HASHES for section in image.sections):
+    if hashes is not None and not any(kind == ovmf.KERNEL_HASHES for _, _, kind in image.sections):
         raise UsageError(
             f"a kernel was given, but the {image.what}'s SEV metadata has no section for kernel hashes",
             remedy="Use a build of OVMF for direct boot (AmdSev), or measure without the kernel.",
@@ -283,15 +283,16 @@ def _sections(image: Image, maker: vmms.Vmm, hashes: bytes | None) -> list[Regio
 
 
 def _section(image: Image, section: Section, maker: vmms.Vmm, hashes: bytes | None) -> Region:
-    name, page_type, data = ovmf.SECTION_NAMES[section.kind], _SECTION_PAGES[section.kind], None
-    if section.kind == ovmf.SEC_MEM and maker.sec_mem_unmeasured:
+    gpa, size, kind = section
+    page_type, data = _SECTION_PAGES[kind], None
+    if kind == ovmf.SEC_MEM and maker.sec_mem_unmeasured:
         page_type = page_info.UNMEASURED
-    if section.kind == ovmf.KERNEL_HASHES and hashes is not None:
-        page_type, data = page_info.NORMAL, _hashes_page(image, section, hashes)
-    return Region(section.gpa, section.size, page_type, data, name)
+    elif kind == ovmf.KERNEL_HASHES and hashes is not None:
+        page_type, data = page_info.NORMAL, _hashes_page(image, gpa, size, hashes)
+    return Region(gpa, size, page_type, data, ovmf.SECTION_NAMES[kind])
 
 
-def _hashes_page(image: Image, section: Section, hashes: bytes) -> bytes:
+def _hashes_page(image: Image, gpa: int, size: int, hashes: bytes) -> bytes:
     """The page with the table at the place where the firmware will look for it."""
     base = image.u32(ovmf.HASHES_TABLE) or 0
     if not base:
@@ -300,11 +301,11 @@ def _hashes_page(image: Image, section: Section, hashes: bytes) -> bytes:
             remedy="Use a build of OVMF for direct boot (AmdSev), or measure without the kernel.",
             field="kernel",
         )
-    offset = base - section.gpa
-    if section.size != page_info.PAGE_SIZE or not 0 <= offset <= section.size - len(hashes):
+    offset = base - gpa
+    if size != page_info.PAGE_SIZE or not 0 <= offset <= size - len(hashes):
         raise MalformedInput(
             f"{image.what}: the kernel hashes at {base:#x} are not inside their section, "
-            f"{section.size:#x} bytes at {section.gpa:#x}: expected one page that holds {len(hashes)} bytes there",
+            f"{size:#x} bytes at {gpa:#x}: expected one page that holds {len(hashes)} bytes there",
             field=image.what,
         )
     return (bytes(offset) + hashes).ljust(page_info.PAGE_SIZE, b"\0")
