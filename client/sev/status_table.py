@@ -215,7 +215,7 @@ ROWS: tuple[Row, ...] = (
             "a CPUID page asks for something this processor does not have",
             "the page type is not known",
         ),
-        "Check the values against this firmware's version; for a CPUID page, use the table that came back corrected.",
+        "Check the values against what this firmware allows; of a refused CPUID page the launch shows the corrections.",
     ),
     (
         0x17,

@@ -168,7 +168,9 @@ class SnpPlatform:
             before = self._read(device)
             excess = _excess(plan(before), before)
             if excess:
-                raise FirmwareError(statuses.INVALID_PARAM, command="SNP_SET_CONFIG", message=excess)
+                raise FirmwareError(
+                    statuses.INVALID_PARAM, command="SNP_SET_CONFIG", message=excess, remedy=_EXCESS_REMEDY
+                )
             return before
 
         def issue(device: SevDevice) -> SnpStatusView:
@@ -180,7 +182,11 @@ class SnpPlatform:
             except FirmwareError as error:
                 if error.firmware_status == statuses.INVALID_PARAM and (excess := _excess(config, before)):
                     raise FirmwareError(
-                        statuses.INVALID_PARAM, command=error.command, errno=error.errno, message=excess
+                        statuses.INVALID_PARAM,
+                        command=error.command,
+                        errno=error.errno,
+                        message=excess,
+                        remedy=_EXCESS_REMEDY,
                     ) from error
                 raise
             return self._read(device)
@@ -269,6 +275,9 @@ class SnpPlatform:
         table = self._table.exclusive() if self._table is not None else nullcontext()
         async with quiet, table:
             yield
+
+
+_EXCESS_REMEDY = "Ask for at most the committed TCB in every component; a commit raises that, for good."
 
 
 def _excess(config: abi.SnpConfig, before: SnpStatusView) -> str:

@@ -162,7 +162,8 @@ class Checks:
             self.not_signed = error  # it is the next step that fails
 
     def tell_intermediate(self) -> tuple[str, str]:
-        return PASSED, f"{self.leaf.issuer_cn}, under {'AMD' if self.roots.built_in else 'a given root'}"
+        root = "AMD's built-in root" if self.roots.built_in else "a root that was given"
+        return PASSED, f"{self.leaf.issuer_cn}, under {root}"
 
     def leaf_signature(self) -> None:
         if self.not_signed is not None:

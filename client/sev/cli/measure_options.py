@@ -86,6 +86,11 @@ def plan_of(args: Namespace | Arguments, out: Output) -> LaunchPlan:
             f"sev: warning: {args.svsm or args.ovmf} has no SEV metadata and is measured as it is; "
             "QEMU would not launch an SNP guest with it"
         )
+    if not args.guest_features & 1:
+        out.note(
+            f"sev: warning: guest features 0x{args.guest_features:x} lack bit 0, SNPActive; "
+            "KVM sets it for every SNP guest, so no such guest has this digest"
+        )
     return plan
 
 

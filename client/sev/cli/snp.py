@@ -37,7 +37,7 @@ All values can also be given in order, as snphost has them:
 BOOTLOADER TEE SNP MICROCODE MASK [FMC], with MASK 0 to 3: bit 0 masks the chip id,
 bit 1 the chip key. FMC exists on Turin and later, and is needed there.
 
-The configuration is lost when the host restarts.
+The configuration lasts until a commit, another configuration, or a restart of the host.
 """
 
 _RESET = """\
