@@ -13,6 +13,8 @@ is one. The functions of `dataclasses` (`replace`, `fields`, `asdict`) take reco
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +107,7 @@ def _make(cls: type[T], *, frozen: bool) -> type[T]:
     made.__record_setters__ = tuple(
         (name, getattr(made, name).__set__, default) for name, default in made.__record_fields__.items()
     )
+    made.__record_values__ = attrgetter(*made.__record_fields__) if made.__record_fields__ else staticmethod(_nothing)
     made.__record_post__ = getattr(made, "__post_init__", None)
     out: type[T] = made
     return out
@@ -130,18 +133,19 @@ def _init(self: Any, *args: object, **kwargs: object) -> None:
         self.__post_init__()
 
 
-def _values(self: Any) -> tuple[object, ...]:
-    return tuple(getattr(self, name) for name in self.__record_fields__)
+def _nothing(_: object) -> tuple[()]:
+    """What a record without fields compares and hashes by."""
+    return ()
 
 
-def _eq(self: Any, other: object) -> object:
+def _eq(self: Any, other: Any) -> object:
     if other.__class__ is not self.__class__:
         return NotImplemented
-    return _values(self) == _values(other)
+    return self.__record_values__(self) == other.__record_values__(other)
 
 
 def _hash(self: Any) -> int:
-    return hash(_values(self))
+    return hash(self.__record_values__(self))
 
 
 def _repr(self: Any) -> str:
@@ -155,7 +159,7 @@ def _refuse(self: object, name: str, *_: object) -> NoReturn:
 
 def _reduce(self: Any) -> tuple[type, tuple[object, ...]]:
     """How copies and pickles are made: from the values."""
-    return type(self), _values(self)
+    return type(self), tuple(getattr(self, name) for name in self.__record_fields__)
 
 
 _MUTABLE: dict[str, object] = {"__init__": _init, "__eq__": _eq, "__repr__": _repr, "__reduce__": _reduce}
