@@ -108,6 +108,19 @@ class Process:
         finally:
             file.drop()
 
+    def map(self, fd: int, size: int) -> memoryview:
+        """No file of the model has memory to map: nothing executes in it. Raises OSError(EBADF, EOPNOTSUPP)."""
+        self.take(fd).drop()
+        return fail(errno.EOPNOTSUPP)
+
+    def unmap(self, view: memoryview) -> None:
+        """There is nothing to give back."""
+
+    def discard(self, fd: int, offset: int, size: int) -> None:
+        """The model keeps no memory behind its descriptors. Raises OSError(EBADF, EOPNOTSUPP)."""
+        self.take(fd).drop()
+        fail(errno.EOPNOTSUPP)
+
     def install(self, file: File) -> int:
         """Gives a file the lowest free descriptor. Raises OSError(EMFILE); the file is not held then."""
         file.hold()

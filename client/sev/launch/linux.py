@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PAGE = mmap.PAGESIZE
 
+_PUNCH_HOLE_KEEP_SIZE = 0x3
+"""fallocate(2): FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
+
 
 class _Placed:
     """A piece of memory with an address: `view` is what lies there, `close` gives it up."""
@@ -143,7 +146,12 @@ class LinuxKernel:
     def __init__(self) -> None:
         self.memory = LinuxMemory()
         self._opened: set[int] = set()
-        self._ioctl = ctypes.CDLL(None, use_errno=True).ioctl
+        self._mapped: dict[int, mmap.mmap] = {}
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fallocate = libc.fallocate
+        self._fallocate.restype = ctypes.c_int
+        self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        self._ioctl = libc.ioctl
         self._ioctl.restype = ctypes.c_int
         self._ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
 
@@ -165,6 +173,30 @@ class LinuxKernel:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return answer
+
+    def map(self, fd: int, size: int) -> memoryview:
+        """mmap(2), shared and writable. Raises OSError with the kernel's errno."""
+        mapped = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        view = memoryview(mapped)
+        self._mapped[id(view)] = mapped
+        return view
+
+    def unmap(self, view: memoryview) -> None:
+        """Gives back what `map` answered. Raises UsageError if it is none of that, or parts of it are in use."""
+        mapped = self._mapped.pop(id(view), None)
+        if mapped is None:
+            raise UsageError("this memory was not mapped here", field="view")
+        try:
+            view.release()
+            mapped.close()
+        except BufferError:
+            raise UsageError("parts of this memory are still in use", field="view") from None
+
+    def discard(self, fd: int, offset: int, size: int) -> None:
+        """fallocate(2) that frees whole pages. Raises OSError with the kernel's errno."""
+        if self._fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, size):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def exit(self) -> None:
         """Closes what `open` opened and is still open, and gives up all memory: the end of a process, in small."""

@@ -51,3 +51,16 @@ if TYPE_CHECKING:
 
             Structures are copied back by the kernel's own rules, also where an error is raised.
             """
+
+        def map(self, fd: int, size: int) -> memoryview:
+            """mmap(2), shared and writable, of `size` bytes from the start of a descriptor: a vCPU's struct kvm_run.
+
+            Raises OSError with the kernel's errno. Valid until `unmap`.
+            """
+
+        def unmap(self, view: memoryview) -> None:
+            """Gives back what `map` answered; no view of it may be left in use."""
+
+        def discard(self, fd: int, offset: int, size: int) -> None:
+            """fallocate(2) with PUNCH_HOLE and KEEP_SIZE: frees whole pages of a memfd or guest_memfd, which read as
+            zeros afterwards. Raises OSError with the kernel's errno."""
