@@ -36,8 +36,12 @@ MAX_IMAGE = 256 << 20
 FOOTER = mixed("96b582de-1fb2-45f7-baea-a366c55a082d")
 RESET_BLOCK = mixed("00f771de-1a7e-4fcb-890e-68c77e2fb44e")
 HASHES_TABLE = mixed("7255371f-3a3b-4b04-927b-1da6efa8d454")
+SECRET_AREA = mixed("4c2eb361-7d9b-4cc3-8081-127c90d3d294")
 SEV_METADATA = mixed("dc886566-984a-4798-a75e-5585a7bf67cc")
 SVSM_INFO = mixed("a789a612-0597-4c4b-a49f-cbb1fe9d1ddd")
+
+HASHES_SIZE = 176
+"""Bytes of a padded table of kernel hashes."""
 
 FOOTER_END = 32
 """Bytes between the end of the footer table and the end of the image."""
@@ -111,6 +115,20 @@ class Image:
         if len(entry) < 4 * index + 4:
             self._refuse(f"table entry {spelled(guid)}: {len(entry)} bytes of data: expected at least {4 * index + 4}")
         return int.from_bytes(entry[4 * index : 4 * index + 4], "little")
+
+    def area(self, guid: bytes) -> tuple[int, int] | None:
+        """(address, bytes) of an entry that names an area of guest memory; None without the entry.
+
+        Raises:
+            MalformedInput: The entry is too short, or the area does not lie below 4 GiB.
+        """
+        base = self.u32(guid)
+        if base is None:
+            return None
+        size = self.u32(guid, 1) or 0
+        if base + size > FOUR_GIB:
+            self._refuse(f"table entry {spelled(guid)}: {size:#x} bytes at {base:#x} do not lie below 4 GiB")
+        return base, size
 
     def _refuse(self, message: str) -> NoReturn:
         raise MalformedInput(

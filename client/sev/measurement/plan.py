@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 MAX_VCPUS = 4096
 """The most vCPUs that KVM can be built for."""
 
-HASHES_TABLE_SIZE = 176
-"""Bytes of a padded table of kernel hashes."""
-
 _SECTION_PAGES = {
     ovmf.SEC_MEM: page_info.ZERO,
     ovmf.SECRETS: page_info.SECRETS,
@@ -182,12 +179,12 @@ def snp_plan(
         MalformedInput: An image contradicts itself, or lacks what the options need.
     """
     maker = vmms.by_name(vmm)
-    signature = _signature(maker, vcpu_type, vcpu_signature)
-    _check_range("vcpus", vcpus, 1, MAX_VCPUS)
-    _check_range("guest_features", guest_features, 0, (1 << 64) - 1)
+    signature = signature_of(maker, vcpu_type, vcpu_signature)
+    check_range("vcpus", vcpus, 1, MAX_VCPUS)
+    check_range("guest_features", guest_features, 0, (1 << 64) - 1)
     if ovmf_hash is not None and len(ovmf_hash) != page_info.DIGEST_SIZE:
         raise UsageError(f"ovmf_hash: expected 48 bytes, not {len(ovmf_hash)}", field="ovmf_hash")
-    hashes = _hashes(kernel, initrd, append, kernel_hashes)
+    hashes = hashes_of(kernel, initrd, append, kernel_hashes)
     image = ovmf.Image(bytes(firmware))
     regions = [_image_region("firmware", image)]
     if svsm is None:
@@ -195,8 +192,7 @@ def snp_plan(
         reset = image.u32(ovmf.RESET_BLOCK) or 0
         vmsas = [vmms.save_area(maker, vmms.BOOT_ADDRESS, signature, guest_features)]
         if vcpus > 1:
-            _check_reset(image, reset)
-            vmsas += [vmms.save_area(maker, reset, signature, guest_features)] * (vcpus - 1)
+            vmsas += [vmms.save_area(maker, needs_reset(image), signature, guest_features)] * (vcpus - 1)
         return LaunchPlan(
             regions,
             vmsas,
@@ -207,7 +203,7 @@ def snp_plan(
         )
     if maker.name != "qemu" or hashes is not None:
         raise UsageError("an SVSM is started by QEMU and without a measured kernel only", field="svsm")
-    _check_range("svsm_vars_size", svsm_vars_size, 0, image.gpa)
+    check_range("svsm_vars_size", svsm_vars_size, 0, image.gpa)
     inner = ovmf.Image(bytes(svsm), "SVSM image", end=image.gpa - svsm_vars_size)
     reset = _svsm_entry(inner)
     regions += [_image_region("svsm", inner), *_sections(inner, maker, None)]
@@ -221,16 +217,22 @@ def snp_plan(
     )
 
 
-def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+def check_range(name: str, value: int, lowest: int, highest: int) -> None:
+    """Raises UsageError, naming the value, unless it lies in the range."""
     if not lowest <= value <= highest:
         raise UsageError(f"{name}: expected {lowest} to {highest}, not {value}", field=name)
 
 
-def _signature(maker: vmms.Vmm, vcpu_type: str | None, given: int | None) -> int:
+def signature_of(maker: vmms.Vmm, vcpu_type: str | None, given: int | None) -> int:
+    """The CPUID signature that is measured, of a CPU model's name or as given; 0 where the VMM has it nowhere.
+
+    Raises:
+        UsageError: Both, an unknown name, a number above 32 bits, or neither where one is needed.
+    """
     if vcpu_type is not None and given is not None:
         raise UsageError("a CPU type and a CPU signature were given: give one of them", field="vcpu_signature")
     if given is not None:
-        _check_range("vcpu_signature", given, 0, 0xFFFFFFFF)
+        check_range("vcpu_signature", given, 0, 0xFFFFFFFF)
         return given
     if vcpu_type is not None:
         from sev.measurement.vcpu_types import signature
@@ -245,11 +247,16 @@ def _signature(maker: vmms.Vmm, vcpu_type: str | None, given: int | None) -> int
     return 0
 
 
-def _hashes(kernel: bytes | None, initrd: bytes | None, append: str | None, table: bytes | None) -> bytes | None:
+def hashes_of(kernel: bytes | None, initrd: bytes | None, append: str | None, table: bytes | None) -> bytes | None:
+    """The table of kernel hashes, 176 bytes, made or as given; None without a kernel.
+
+    Raises:
+        UsageError: They contradict each other, or a part of a kernel was given without the kernel.
+    """
     if table is not None:
         if kernel is not None or initrd is not None or append is not None:
             raise UsageError("a table of kernel hashes and a kernel were given: give one of them", field="kernel")
-        if len(table) != HASHES_TABLE_SIZE:
+        if len(table) != ovmf.HASHES_SIZE:
             raise UsageError(f"kernel_hashes: expected 176 bytes, not {len(table)}", field="kernel_hashes")
         return table
     if kernel is not None:
@@ -311,13 +318,16 @@ def _hashes_page(image: Image, gpa: int, size: int, hashes: bytes) -> bytes:
     return (bytes(offset) + hashes).ljust(page_info.PAGE_SIZE, b"\0")
 
 
-def _check_reset(image: Image, reset: int) -> None:
+def needs_reset(image: Image) -> int:
+    """Where the vCPUs after the first start. Raises MalformedInput if the image does not say."""
+    reset = image.u32(ovmf.RESET_BLOCK)
     if not reset:
         raise MalformedInput(
             f"{image.what}: no SEV-ES reset block, so it is not known where more than one vCPU would start",
             remedy="Use a firmware image built for SEV-ES and SEV-SNP, or one vCPU.",
             field=image.what,
         )
+    return reset
 
 
 def _svsm_entry(image: Image) -> int:
