@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sev.cli.measure_options import FIRMWARE, LAUNCH, plan_of
+from sev.cli.measure_options import FIRMWARE, LAUNCH, dump_vmsas, plan_of
 from sev.cli.quick import Option, add, parse
 
 TYPE_CHECKING = False
@@ -43,6 +43,8 @@ def build(parser: ArgumentParser) -> None:
     verbs = parser.add_subparsers()
     snp = verbs.add_parser(_SNP_NAMES[0], aliases=_SNP_NAMES[1:], help="the launch digest of an SEV-SNP guest")
     lazy(snp, _build_snp)
+    lazy(verbs.add_parser("sev-es", aliases=("seves",), help="the launch digest of an SEV-ES guest"), _build_sev_es)
+    lazy(verbs.add_parser("sev", help="the launch digest of an SEV guest"), _build_sev)
     ovmf_hash = verbs.add_parser(
         _OVMF_HASH_NAMES[0],
         aliases=_OVMF_HASH_NAMES[1:],
@@ -91,6 +93,18 @@ def _build_snp(parser: ArgumentParser) -> None:
     )
 
 
+def _build_sev(parser: ArgumentParser) -> None:
+    from sev.cli.measure_legacy import build_sev
+
+    build_sev(parser, _FORMAT)
+
+
+def _build_sev_es(parser: ArgumentParser) -> None:
+    from sev.cli.measure_legacy import build_sev_es
+
+    build_sev_es(parser, _FORMAT)
+
+
 def _build_ovmf_hash(parser: ArgumentParser) -> None:
     from sev.cli.parser import examples
 
@@ -106,7 +120,7 @@ def _build_ovmf_hash(parser: ArgumentParser) -> None:
 def _snp(args: Namespace | Arguments, out: Output) -> int:
     plan = plan_of(args, out)
     if args.dump_vmsa is not None:
-        _dump(plan, args.dump_vmsa, out)
+        dump_vmsas(plan.vmsas, args.dump_vmsa, out)
     as_json = _wants_json(args, out)
     if not args.explain:
         digest = plan.digest()
@@ -177,11 +191,3 @@ def _step_line(step: Step) -> str:
 
     count = f" x {step.pages}" if step.pages > 1 else ""
     return f"{step.gpa:#014x}  {PAGE_TYPES[step.page_type]:<10}  {step.name:<14}  {step.digest.hex()}{count}"
-
-
-def _dump(plan: LaunchPlan, directory: str, out: Output) -> None:
-    import os
-
-    os.makedirs(directory, exist_ok=True)
-    for number, page in enumerate(plan.vmsas):
-        out.write_file(os.path.join(directory, f"vmsa{number}.bin"), page)

@@ -72,9 +72,9 @@ def plan_of(args: Namespace | Arguments, out: Output) -> LaunchPlan:
         read_file(args.ovmf, "the firmware image", MAX_IMAGE),
         args.vcpus,
         vcpu_type=args.vcpu_type,
-        vcpu_signature=_signature(args),
+        vcpu_signature=vcpu_signature(args),
         vmm=args.vmm,
-        kernel_hashes=_kernel_hashes(args),
+        kernel_hashes=kernel_hashes(args),
         guest_features=args.guest_features,
         ovmf_hash=args.ovmf_hash,
         svsm=svsm,
@@ -94,7 +94,12 @@ def plan_of(args: Namespace | Arguments, out: Output) -> LaunchPlan:
     return plan
 
 
-def _signature(args: Namespace | Arguments) -> int | None:
+def vcpu_signature(args: Namespace | Arguments) -> int | None:
+    """The CPUID signature that the options give; None where they name a type or nothing.
+
+    Raises:
+        UsageError: Options exclude each other, or one is missing.
+    """
     numbers = {
         "--vcpu-family": args.vcpu_family,
         "--vcpu-model": args.vcpu_model,
@@ -117,7 +122,12 @@ def _signature(args: Namespace | Arguments) -> int | None:
     return cpuid_signature(args.vcpu_family, args.vcpu_model, args.vcpu_stepping)
 
 
-def _kernel_hashes(args: Namespace | Arguments) -> bytes | None:
+def kernel_hashes(args: Namespace | Arguments) -> bytes | None:
+    """The table of kernel hashes, 176 bytes, that the options give; None without a kernel.
+
+    Raises:
+        UsageError: A part of a kernel without the kernel, or a file that cannot be read.
+    """
     if args.kernel is None:
         for option in ("initrd", "append"):
             if getattr(args, option) is not None:
@@ -152,3 +162,12 @@ def _vars_size(args: Namespace | Arguments) -> int:
         raise UsageError("--svsm without --vars-file or --vars-size", field="--vars-size")
     size: int = args.vars_size
     return size
+
+
+def dump_vmsas(pages: list[bytes], directory: str, out: Output) -> None:
+    """Writes each vCPU's page to DIR/vmsaN.bin."""
+    import os
+
+    os.makedirs(directory, exist_ok=True)
+    for number, page in enumerate(pages):
+        out.write_file(os.path.join(directory, f"vmsa{number}.bin"), page)
