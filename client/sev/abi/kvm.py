@@ -184,6 +184,17 @@ class MemoryAttributes(Record):
 
 
 @record
+class PreFaultMemory(Record):
+    """struct kvm_pre_fault_memory, 64 bytes: guest physical address and bytes still to do; both come back advanced."""
+
+    gpa: int
+    size_bytes: int
+    flags: int = 0
+
+    FORMAT: ClassVar[str] = "Q Q Q 40x"
+
+
+@record
 class EncRegion(Record):
     """struct kvm_enc_region, 16 bytes: user virtual address and bytes."""
 
