@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sev.abi.tcb import TcbVersion
 from sev.products import Product
-from sevd.simulator import store, x509
+from sevd.simulator import legacy_authority, store, x509
 from sevd.simulator.chip import Chip
 
 FILE = "authority.json"
@@ -173,6 +173,14 @@ class CertificateAuthority:
 
         return self._leaf(f"vlek-{tcb:016x}", VLEK_YEARS, issue)
 
+    def legacy_ca(self) -> bytes:
+        """ASK, then ARK, in the form that SEV had before X.509 (`sev.abi.amd_certificate`), of the same keys."""
+        return self._once("legacy-ca.cert", lambda: legacy_authority.bundle(self._key("ask"), self._key("ark")))
+
+    def cek_certificate(self) -> bytes:
+        """The CEK of this chip signed by the ASK, 2084 bytes, as AMD's KDS answers it for the chip's identifier."""
+        return self._once("cek.cert", lambda: legacy_authority.endorse(self._chip.cek(), self._key("ask")))
+
     def crl_der(self) -> bytes:
         """The current revocation list, empty, signed by the ARK; renewed when less than two weeks are left."""
         with self._lock:
@@ -196,6 +204,13 @@ class CertificateAuthority:
             old = [name for name in self._files if name.startswith("crl-")]
             self._replace(old, f"crl-{self._crl_number}-{int(now.timestamp())}.der", data, self._leaves)
             return data
+
+    def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """A file that is made when it is first asked for, and kept for good."""
+        with self._lock:
+            if name not in self._files:
+                self._replace([], name, make(), self._leaves)
+            return self._cache[name]
 
     def _leaf(self, stem: str, years: int, issue: Callable[[datetime], bytes]) -> bytes:
         with self._lock:

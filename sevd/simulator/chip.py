@@ -93,6 +93,15 @@ class Chip:
         """The versioned chip endorsement key of a TCB."""
         return hash_sticks.private_key(self.vcek_hash(tcb), hash_sticks.VCEK_LABEL)
 
+    def cek(self) -> ec.EllipticCurvePrivateKey:
+        """The chip endorsement key of legacy SEV: one for the life of the chip."""
+        return ec.derive_private_key(cek_scalar(self._cuk), ec.SECP384R1())
+
+    def storage_keys(self) -> tuple[bytes, bytes]:
+        """Keys of this chip for its persistent store: AES-128, and HMAC (32 bytes)."""
+        seed = hashlib.sha256(self._cuk).digest()
+        return hash_sticks.kdf(seed, "sev-nv-encryption", b"", 16), hash_sticks.kdf(seed, "sev-nv-integrity", b"", 32)
+
     def vlek_sticks(self, tcb: bytes) -> tuple[bytes, ...]:
         """The provider's eight sticks of a TCB, as the KDS knows them."""
         return hash_sticks.sticks(self._vlek_seed, tcb)

@@ -12,12 +12,14 @@ class FirmwareRefused(OSError):
     Attributes:
         status: Firmware status.
         pages_done: Pages that SNP_LAUNCH_UPDATE had added before.
+        lengths: What the firmware left in the command's length fields; empty if it left them alone.
     """
 
-    def __init__(self, number: int, status: int, pages_done: int = 0) -> None:
+    def __init__(self, number: int, status: int, pages_done: int = 0, lengths: tuple[int, ...] = ()) -> None:
         super().__init__(number, os.strerror(number))
         self.status = status
         self.pages_done = pages_done
+        self.lengths = lengths
 
 
 class Reply:

@@ -1,4 +1,4 @@
-"""The simulated AMD secure processor firmware for SNP: one method per command, as a mailbox.
+"""The simulated AMD secure processor firmware: one method per command, as a mailbox.
 
     firmware = Firmware.open(directory, product=products.GENOA, version=None, seed=None, progress=print)
     firmware.snp_init(); firmware.snp_df_flush()
@@ -12,7 +12,8 @@ runs at a time, whichever thread issues it. `faults` is called with the command'
 FirmwareStatus, or take its time.
 
 After snp_init every ASID is dirty, and so is each one that a guest gives up: SNP_ACTIVATE answers DF_FLUSH_REQUIRED
-until snp_df_flush, which the kernel issues after a WBINVD on all cores.
+until snp_df_flush, which the kernel issues after a WBINVD on all cores. The commands of legacy SEV are inherited from
+`legacy_commands`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from sevd.simulator.firmware_platform import INIT_RMP, Platform
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.gctx import RUNNING, VMPCKS
 from sevd.simulator.hardware import Registers
+from sevd.simulator.legacy_commands import LegacyCommands
 from sevd.simulator.versions import Version
 
 
@@ -42,7 +44,7 @@ def _no_faults(_command: str) -> None:
     """The hook of a firmware that works."""
 
 
-class Firmware:
+class Firmware(LegacyCommands):
     """A simulated platform: one chip, its firmware, its certificate authority.
 
     Attributes:
@@ -197,26 +199,6 @@ class Firmware:
         """SNP_FEATURE_INFO, 16 bytes."""
         with self._command("SNP_FEATURE_INFO") as platform:
             return platform.feature_info(index)
-
-    def init(self, *, es: bool = True) -> None:
-        """INIT of legacy SEV, without its keys; after SNP_INIT, as the kernel does."""
-        with self._command("INIT") as platform:
-            platform.sev_init(es)
-
-    def shutdown(self) -> None:
-        """SHUTDOWN of legacy SEV."""
-        with self._command("SHUTDOWN") as platform:
-            platform.sev_shutdown()
-
-    def platform_status(self) -> bytes:
-        """PLATFORM_STATUS of legacy SEV, 12 bytes."""
-        with self._command("PLATFORM_STATUS") as platform:
-            return platform.sev_status()
-
-    def get_id(self) -> bytes:
-        """GET_ID: the chip id, 64 bytes (from Turin on 8 and zeros)."""
-        with self._command("GET_ID") as platform:
-            return platform.chip.identifier
 
     # Guest commands.
 

@@ -14,18 +14,19 @@ import struct
 from pathlib import Path
 
 from sev import status
-from sev.errors import FirmwareError
+from sev.errors import FirmwareError, UsageError
 from sev.products import Product
 from sevd.simulator import hardware, store, versions
 from sevd.simulator.chip import Chip
 from sevd.simulator.entropy import Entropy
+from sevd.simulator.firmware_legacy import LegacyPlatform
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.gctx import GuestContext
 from sevd.simulator.hash_sticks import WRAPPED_SIZE
 from sevd.simulator.versions import Version
 
 FILE = "platform.json"
-UNINIT, INITIALISED, WORKING = 0, 1, 2
+UNINIT, INITIALISED = 0, 1
 
 INIT_RMP, INIT_LIST, INIT_RAPL_DIS, INIT_CIPHERTEXT_HIDING, INIT_TIO = (1 << bit for bit in range(5))
 """Flags of SNP_INIT_EX."""
@@ -66,8 +67,7 @@ class Platform:
         self.mask_chip_key = document.get("mask_chip_key") is True
         self.release = versions.release(product, self.version)
         self.state = UNINIT
-        self.sev_state = UNINIT
-        self.sev_es = False
+        self.legacy = LegacyPlatform(self, directory, entropy)
         self.rmp_initialised = False
         self.rapl_dis = False
         self.max_snp_asid = 0
@@ -149,7 +149,7 @@ class Platform:
 
     def init(self, flags: int, max_snp_asid: int) -> None:
         """SNP_INIT(_EX)."""
-        if self.state != UNINIT or self.sev_state != UNINIT:
+        if self.state != UNINIT or self.legacy.state != UNINIT:
             raise FirmwareStatus(status.INVALID_PLATFORM_STATE)
         known = INIT_RMP | INIT_LIST
         known |= INIT_RAPL_DIS if self.has_feature(versions.FEATURE_RAPL_DIS) else 0
@@ -165,13 +165,13 @@ class Platform:
         self.rmp_initialised = True
         self.rapl_dis = bool(flags & INIT_RAPL_DIS)
         self.max_snp_asid = max_snp_asid
-        self._dirty = set(range(1, self.hardware.asids + 1))
+        self.soil_asids()
 
     def shutdown(self) -> None:
         """SNP_SHUTDOWN(_EX): wipes guests without an ASID and the VLEK."""
         if self.state == UNINIT:
             return
-        if self.sev_state != UNINIT:
+        if self.legacy.state != UNINIT:
             raise FirmwareStatus(status.INVALID_PLATFORM_STATE)
         if self._dirty or self.asids:
             raise FirmwareStatus(status.DF_FLUSH_REQUIRED)
@@ -243,22 +243,24 @@ class Platform:
             return struct.pack("<IIII", GUEST_MESSAGES, 0, 0, 0)
         raise FirmwareStatus(status.INVALID_PARAM)
 
-    # The legacy side, as far as detecting a host needs it.
-
-    def sev_init(self, es: bool) -> None:
-        """INIT."""
-        if self.sev_state != UNINIT:
+    def load_image(self, image: bytes) -> None:
+        """DOWNLOAD_FIRMWARE: runs another firmware and commits it; SEV and SNP must both be uninitialised."""
+        if self.state != UNINIT or self.legacy.state != UNINIT:
             raise FirmwareStatus(status.INVALID_PLATFORM_STATE)
-        self.sev_state, self.sev_es = INITIALISED, es
-
-    def sev_shutdown(self) -> None:
-        """SHUTDOWN."""
-        self.sev_state, self.sev_es = UNINIT, False
-
-    def sev_status(self) -> bytes:
-        """PLATFORM_STATUS, 12 bytes: self-owned, no legacy guests."""
-        major, minor, build = self.version
-        return struct.pack("<BBBBHBBI", major, minor, self.sev_state, 0, int(self.sev_es), 0, build, 0)
+        version = versions.of_image(image)
+        if version is None:
+            raise FirmwareStatus(status.BAD_SIGNATURE)
+        before = self.version, self.release
+        try:
+            self.load_firmware(version)
+        except store.NotStored:
+            self.version, self.release = before
+            raise FirmwareStatus(status.HWERROR_PLATFORM) from None
+        except UsageError:
+            raise FirmwareStatus(status.BAD_VERSION) from None
+        except FirmwareError as older:
+            raise FirmwareStatus(older.firmware_status or status.BAD_SVN) from None
+        self.commit()
 
     # Contexts and ASIDs.
 
@@ -285,6 +287,10 @@ class Platform:
             raise FirmwareStatus(status.DF_FLUSH_REQUIRED)
         guest.asid = asid
         self.asids[asid] = guest.address
+
+    def soil_asids(self) -> None:
+        """Every ASID needs a flush before its next use; those in use when they are given up, as always."""
+        self._dirty = set(range(1, self.hardware.asids + 1)).difference(self.asids)
 
     def release_asid(self, guest: GuestContext) -> None:
         """Unbinds the ASID, which stays dirty until the next flush."""

@@ -72,11 +72,18 @@ class GuestKeyRequest(Protocol):
 class Simulator:
     """One simulated host, powered on. Safe for use from several threads."""
 
-    def __init__(self, firmware: Firmware, product: products.Product, era: kernel_era.KernelEra) -> None:
+    def __init__(
+        self,
+        firmware: Firmware,
+        product: products.Product,
+        era: kernel_era.KernelEra,
+        *,
+        init_ex_path: Path | None = None,
+    ) -> None:
         self._firmware = firmware
         self._product = product
         self._era = era
-        self._ccp = Ccp(firmware, era)
+        self._ccp = Ccp(firmware, era, init_ex_path=init_ex_path)
         self._kvm = Kvm(self._ccp, hardware.of(product), product)
         self._processes: set[Process] = set()
         self._lock = threading.Lock()
@@ -92,6 +99,7 @@ class Simulator:
         seed: int | None = None,
         progress: Callable[[str], None] | None = None,
         kernel_era_name: str = kernel_era.DEFAULT,
+        init_ex_path: Path | None = None,
     ) -> Simulator:
         """Powers on the host whose state is in a directory; makes it, keys included, if there is none.
 
@@ -102,6 +110,7 @@ class Simulator:
             seed: Makes a new host, and what is random in it, repeatable.
             progress: Told what takes time.
             kernel_era_name: Kernel generation (sevd.simulator.kernel_era).
+            init_ex_path: ccp's parameter of that name: a file for the keys of legacy SEV instead of the chip's flash.
 
         Raises:
             UsageError: No such product, version or era.
@@ -113,7 +122,7 @@ class Simulator:
             raise UsageError(f"no kernel era {kernel_era_name!r}: expected one of {known}", field="kernel_era")
         version = versions.parse(firmware_version) if firmware_version else None
         firmware = Firmware.open(directory, product=line, version=version, seed=seed, progress=progress)
-        return cls(firmware, line, kernel_era.ERAS[kernel_era_name])
+        return cls(firmware, line, kernel_era.ERAS[kernel_era_name], init_ex_path=init_ex_path)
 
     def process(self) -> Process:
         """A new simulated process.

@@ -124,6 +124,22 @@ def parse(written: str) -> Version:
     raise UsageError(f"{written!r} is no firmware version: expected one such as 1.55.49", field="firmware_version")
 
 
+_IMAGE = b"sevd simulated SEV firmware "
+
+
+def image(version: Version) -> bytes:
+    """The file that stands for a firmware version: what DOWNLOAD_FIRMWARE takes."""
+    return _IMAGE + text(version).encode()
+
+
+def of_image(data: bytes) -> Version | None:
+    """The version of such a file; None for anything else, AMD's own files included: the model cannot run them."""
+    try:
+        return parse(data.removeprefix(_IMAGE).decode()) if data.startswith(_IMAGE) else None
+    except (UsageError, UnicodeDecodeError):
+        return None
+
+
 def default(product: Product) -> Version:
     """The newest version known for a processor line: one with v5 reports."""
     return _releases(product)[-1].version

@@ -38,6 +38,11 @@ def test_init_twice(firmware: Firmware) -> None:
 
 def test_init_after_legacy_init(open_firmware: Open) -> None:
     firmware = open_firmware()
+    with refused(status.INVALID_PLATFORM_STATE):
+        firmware.init()  # SNP is enabled, and the RMP was never initialised
+    firmware.snp_init()
+    firmware.snp_df_flush()
+    firmware.snp_shutdown()
     firmware.init()
     with refused(status.INVALID_PLATFORM_STATE):
         firmware.snp_init()
@@ -123,8 +128,7 @@ def test_guest_commands_need_init(open_firmware: Open) -> None:
             command()
 
 
-def test_legacy_status(open_firmware: Open) -> None:
-    firmware = open_firmware()
+def test_legacy_status(firmware: Firmware) -> None:
     assert firmware.platform_status() == bytes.fromhex("013700000000003100000000")
     firmware.init()
     assert firmware.platform_status() == bytes.fromhex("013701000100003100000000")

@@ -66,18 +66,6 @@ def test_an_absent_processor_is_enodev_before_all_else(tmp_path: Path) -> None:
         assert issue(process, fd, abi.SNP_PLATFORM_STATUS).name == "ENODEV"
 
 
-@pytest.mark.parametrize("command", [abi.FACTORY_RESET, abi.PEK_GEN, abi.PEK_CSR, abi.PDH_GEN, abi.PEK_CERT_IMPORT])
-@pytest.mark.parametrize("mode", MODES)
-def test_legacy_commands_check_for_write_and_are_unsupported(process: Process, command: int, mode: str) -> None:
-    fd = process.open("/dev/sev", MODES[mode])
-    expected = (errno.EIO, status.UNSUPPORTED) if mode in ("write", "both") else (errno.EPERM, UNTOUCHED)
-    assert issue(process, fd, command, bytes(24))[:2] == expected
-
-
-def test_legacy_export_needs_no_write(process: Process, reader: int) -> None:
-    assert issue(process, reader, abi.PDH_CERT_EXPORT, bytes(24))[:2] == (errno.EIO, status.UNSUPPORTED)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("command", [abi.PLATFORM_STATUS, abi.SNP_PLATFORM_STATUS, abi.GET_ID])
 def test_reading_commands_work_in_any_mode(process: Process, mode: str, command: int) -> None:
