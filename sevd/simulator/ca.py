@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sev.abi.tcb import TcbVersion
 from sev.products import Product
-from sevd.simulator import legacy_authority, store, x509
+from sevd.simulator import store, x509
 from sevd.simulator.chip import Chip
 
 FILE = "authority.json"
@@ -175,10 +175,14 @@ class CertificateAuthority:
 
     def legacy_ca(self) -> bytes:
         """ASK, then ARK, in the form that SEV had before X.509 (`sev.abi.amd_certificate`), of the same keys."""
+        from sevd.simulator import legacy_authority
+
         return self._once("legacy-ca.cert", lambda: legacy_authority.bundle(self._key("ask"), self._key("ark")))
 
     def cek_certificate(self) -> bytes:
         """The CEK of this chip signed by the ASK, 2084 bytes, as AMD's KDS answers it for the chip's identifier."""
+        from sevd.simulator import legacy_authority
+
         return self._once("cek.cert", lambda: legacy_authority.endorse(self._chip.cek(), self._key("ask")))
 
     def crl_der(self) -> bytes:

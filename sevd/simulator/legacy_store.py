@@ -18,7 +18,6 @@ import hmac
 import struct
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from sev.abi.sev_certificate import SIZE, SevCertificate
 from sev.records import record
@@ -115,5 +114,7 @@ def _scalar(key: Key) -> bytes:
 
 
 def _ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # no start needs them
+
     cipher = Cipher(algorithms.AES128(key), modes.CTR(iv)).encryptor()
     return cipher.update(data) + cipher.finalize()
