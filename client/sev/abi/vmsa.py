@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from sev.errors import MalformedInput
+from sev.errors import MalformedInput, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ UNMEASURED = slice(0x2F0, 0x300)
 """The TSC fields, which the firmware fills: it measures the page with zeros here."""
 
 _SEGMENT = Struct("<HHIQ")
+_PARTS = {"selector": (0, 2), "attributes": (2, 2), "limit": (4, 4), "base": (8, 8)}
+"""Parts of a segment register: (offset, bytes)."""
 _NUMBERS = {1: Struct("<B"), 2: Struct("<H"), 4: Struct("<I"), 8: Struct("<Q")}
 
 SEV_FEATURES = {
@@ -151,3 +153,23 @@ def parse(page: bytes) -> dict[str, int | tuple[int, int, int, int]]:
         if value:
             found[name] = value
     return found
+
+
+def store(page: bytearray, name: str, value: int) -> None:
+    """Puts a register into a page: a name of `REGISTERS`, or `cs.base` and the like for a part of a segment.
+
+    Raises:
+        UsageError: No such register, or a number that does not fit it.
+    """
+    segment, dot, part = name.partition(".")
+    if dot and segment in SEGMENTS and part in _PARTS:
+        offset, size = _PARTS[part]
+        offset += SEGMENTS[segment]
+    elif name in REGISTERS:
+        offset, size = REGISTERS[name]
+    else:
+        known = f"{', '.join(REGISTERS)}, or a segment's part such as cs.base"
+        raise UsageError(f"no register {name!r} in a VMSA", remedy=f"Known are {known}.", field=name)
+    if not 0 <= value < 1 << 8 * size:
+        raise UsageError(f"{name}: {value:#x} does not fit in {size} bytes", field=name)
+    page[offset : offset + size] = value.to_bytes(size, "little")

@@ -9,6 +9,8 @@ import sys
 from sev.errors import UsageError
 
 _CHUNK = 1 << 20
+_BLOB_LIMIT = 1 << 16
+"""Bytes of the largest file that may spell a few bytes in text."""
 
 
 def read_file(path: str, what: str, limit: int) -> bytes:
@@ -49,6 +51,34 @@ def _read_all(descriptor: int, limit: int) -> bytes | None:
         if have > limit:
             return None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def read_bytes(word: str, what: str, size: int, *, files: bool = True, secret: bool = False) -> bytes:
+    """`size` bytes from a file (raw, hex or base64), or else from the word itself in hex or base64.
+
+    Args:
+        word: A path, or the bytes spelled.
+        what: What it is in the sentence of an error.
+        size: How many bytes are expected.
+        files: The word may be a path.
+        secret: It must be one: the words of a command line are seen by every process.
+
+    Raises:
+        UsageError: It cannot be read, or is something else.
+    """
+    from sev.cli.values import decoded
+
+    if files and (secret or word == "-" or os.path.exists(word)):
+        data = read_file(word, what, _BLOB_LIMIT)
+        if len(data) == size:
+            return data
+        text = data.decode("ascii", "replace").strip()
+    else:
+        text = word.strip()
+    found = decoded(text, size)
+    if found is None:
+        raise UsageError(f"{what}: expected {size} bytes, raw in a file, or in hex or base64", field=what)
+    return found
 
 
 def write_file(path: str, data: bytes, *, secret: bool = False) -> None:

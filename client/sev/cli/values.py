@@ -116,3 +116,17 @@ def hex_bytes(length: int | None = None, *, maximum: int | None = None) -> Calla
         return value
 
     return parse
+
+
+def decoded(text: str, length: int) -> bytes | None:
+    """`length` bytes that a text spells in hex (0x allowed) or base64; None if it does not."""
+    from base64 import b64decode
+
+    digits = text.removeprefix("0x")
+    try:
+        if len(digits) == 2 * length:
+            return bytes.fromhex(digits)
+        data = b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return data if len(data) == length else None
