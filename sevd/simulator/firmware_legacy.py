@@ -59,6 +59,7 @@ class LegacyPlatform:
         self._flash, self._keys_made = _read_flash(self._path)
         self._host_store: bytearray | None = None
         self._identity: Identity | None = None
+        self._owned = False
         self._up = False
         self.es = False
         self.guests: dict[int, object] = {}
@@ -104,7 +105,7 @@ class LegacyPlatform:
             if identity is None:
                 self._erase()
                 raise FirmwareStatus(status.SECURE_DATA_INVALID)
-        self._identity = identity
+        self._identity, self._owned = identity, identity is not None and identity.owned
         self._up, self.es = True, bool(flags & INIT_ES)
         platform.soil_asids()
         if host_store is not None:
@@ -123,10 +124,14 @@ class LegacyPlatform:
         self._erase()
 
     def status(self) -> bytes:
-        """PLATFORM_STATUS, 12 bytes; owner, ES and guests read as 0 in UNINIT."""
+        """PLATFORM_STATUS, 12 bytes; ES and guests read as 0 in UNINIT.
+
+        So does the owner on Genoa. The model tells the owner that it knew last: after a reset Linux shuts down behind
+        every command that needs an INIT, and nobody could see whom the platform belongs to any more.
+        """
         major, minor, build = self._platform.version
-        owned = int(self._identity is not None and self._identity.owned)
-        return struct.pack("<BBBBHBBI", major, minor, self.state, owned, int(self.es), 0, build, len(self.guests))
+        flags = int(self._owned), int(self.es)
+        return struct.pack("<BBBBHBBI", major, minor, self.state, *flags, 0, build, len(self.guests))
 
     def pek_gen(self) -> None:
         """PEK_GEN: new OCA, PEK and PDH; the platform is its own again."""
@@ -223,10 +228,11 @@ class LegacyPlatform:
         """Stores a new identity and takes it on; all as before, and HWERROR_PLATFORM, if it cannot be stored."""
         iv = self._entropy.stream(f"legacy/iv/{self._keys_made}").bytes(legacy_store.IV_SIZE)
         self._store(legacy_store.seal(identity, self._platform.chip.storage_keys(), iv))
-        self._identity = identity
+        self._identity, self._owned = identity, identity.owned
 
     def _erase(self) -> None:
         self._store(b"")
+        self._owned = False
 
     def _store(self, data: bytes) -> None:
         flash = data if self._host_store is None else self._flash
