@@ -101,6 +101,15 @@ class AmdCertificate:
         return RSAPublicNumbers(self.exponent, self.modulus).public_key()
 
 
+def first(data: bytes) -> tuple[AmdCertificate, int]:
+    """The certificate that the data begins with, and its size in bytes; what follows is not looked at.
+
+    Raises:
+        MalformedInput: It is none.
+    """
+    return _read(data, 0)
+
+
 def split(data: bytes) -> tuple[AmdCertificate, ...]:
     """Certificates that stand in a row, such as AMD's download of ASK and ARK.
 
