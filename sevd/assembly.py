@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from sev import __version__, products
 from sev.errors import UsageError
+from sev.host.facts import kernel_facts
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
 from sevd.access.gate import GateLimits
 from sevd.access.policy import AccessPolicy
@@ -37,6 +39,7 @@ from sevd.guests.service import Guests
 from sevd.host_parts import HostParts
 from sevd.journal import Journal
 from sevd.opening import LateEndorsements
+from sevd.platform.check import HostChecker
 from sevd.platform.device import PlatformDevice
 from sevd.platform.host import HostPlatform
 from sevd.platform.snp import SnpPlatform
@@ -89,7 +92,7 @@ class Assembly:
             kvm_path=parts.kvm_path,
         )
         self.host = HostPlatform(
-            parts.facts,
+            replace(parts.facts, offers=kernel_facts(parts.host_reader())),
             self._device,
             asids=parts.asids,
             missing=lambda: parts.missing,
@@ -168,7 +171,11 @@ class Assembly:
         if self.parts.simulated:
             simulator = SimulatorSkin(self.guests, self._endorsements.table)
         skins: dict[str, Skin] = {
-            "HostService": HostSkin(self.host, self.events),
+            "HostService": HostSkin(
+                self.host,
+                self.events,
+                HostChecker(self.parts.host_reader, self._device, simulated=self.parts.simulated),
+            ),
             "SnpPlatformService": SnpPlatformSkin(self._platform),
             "GuestService": GuestSkin(self.guests),
             "EndorsementService": EndorsementSkin(self._endorsements),

@@ -90,6 +90,7 @@ def open_host(settings: Settings, state: StateDirectory) -> HostParts:
 
 def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
     from sevd.simulator import Simulator
+    from sevd.simulator.host_reader import SimulatedReader
 
     simulator = Simulator.open(
         state.folder("simulator"),
@@ -98,6 +99,7 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         seed=settings.seed,
         progress=lambda text: log.info("%s", text),
     )
+    reader = SimulatedReader(simulator)
     return HostParts(
         facts=simulator.host_facts(),
         simulated=True,
@@ -108,6 +110,7 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         observer=simulator,
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
+        reader=lambda: reader,
         close=simulator.close,
     )
 

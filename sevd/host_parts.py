@@ -9,6 +9,7 @@ from sev.records import record
 
 if TYPE_CHECKING:
     from sev.certs import Roots
+    from sev.host.reader import Reader
     from sev.launch.seam import Kernel
     from sevd.devices.facts import HostFacts
     from sevd.guests.machine import SimulatedView
@@ -32,6 +33,7 @@ class HostParts:
         committed_tcb: The committed TCB as a raw integer, where it can be known.
         endorsements: Certificates in DER by kind, where the host itself has them.
         roots: The roots that its certificates end in. Loaded when asked for.
+        reader: Makes a reader of the host, for its checks; None: this machine's, with the devices above.
         close: Ends it.
     """
 
@@ -48,7 +50,14 @@ class HostParts:
     observer: SimulatedView | None = None
     committed_tcb: Callable[[], int | None] = lambda: None
     endorsements: Callable[[], Mapping[str, bytes]] | None = None
+    reader: Callable[[], Reader] | None = None
     close: Callable[[], None] = lambda: None
+
+    def host_reader(self) -> Reader:
+        """A reader of the host, for its checks."""
+        from sev.host.linux import LinuxReader
+
+        return self.reader() if self.reader else LinuxReader(sev_path=self.sev_path, kvm_path=self.kvm_path)
 
     def missing_for(self, service: str) -> Sequence[str]:
         """What is missing for the device calls of a service: platform commands do without KVM."""

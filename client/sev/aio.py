@@ -110,6 +110,7 @@ class AsyncHost:
         self._seen = False
 
     host = _Does(lambda: operations.host)
+    check_host = _Does(lambda: operations.check_host)
     events = _Watches(lambda: operations.events)
     snp_status = _Does(lambda: operations.snp_status)
     snp_commit = _Does(lambda: operations.snp_commit)

@@ -111,6 +111,7 @@ class Host:
             self._channel = grpc.secure_channel(target.address, credentials, options=arguments)
 
     host = _Does(lambda: operations.host)
+    check_host = _Does(lambda: operations.check_host)
     events = _Watches(lambda: operations.events)
     snp_status = _Does(lambda: operations.snp_status)
     snp_commit = _Does(lambda: operations.snp_commit)

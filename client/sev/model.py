@@ -48,6 +48,10 @@ class HostInfo:
     cpu_family: int
     cpu_model: int
     cpu_stepping: int
+    kvm_vm_types: tuple[str, ...] = ()
+    module_parameters: tuple[tuple[str, str], ...] = ()
+    kernel_interface: str = ""
+    kernel_era: str = ""
 
     @classmethod
     def from_message(cls, message: host_pb2.Host) -> HostInfo:
@@ -72,6 +76,10 @@ class HostInfo:
             cpu_family=message.cpu_family,
             cpu_model=message.cpu_model,
             cpu_stepping=message.cpu_stepping,
+            kvm_vm_types=tuple(message.kvm_vm_types),
+            module_parameters=tuple(sorted(message.module_parameters.items())),
+            kernel_interface=message.kernel_interface,
+            kernel_era=message.kernel_era,
         )
 
     def document(self) -> dict[str, object]:
@@ -89,5 +97,9 @@ class HostInfo:
             "device_health": self.device_health,
             "guest_count": self.guest_count,
             "cpu": {"family": self.cpu_family, "model": self.cpu_model, "stepping": self.cpu_stepping},
+            "kvm_vm_types": list(self.kvm_vm_types),
+            "module_parameters": dict(self.module_parameters),
+            "kernel_interface": self.kernel_interface or None,
+            "kernel_era": self.kernel_era or None,
             "daemon_version": self.daemon_version,
         }

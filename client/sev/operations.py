@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sev.calls import Operation
     from sev.endorsement_model import Endorsement, Endorsements
     from sev.event_model import Event
+    from sev.host.verdict import HostCheck
     from sev.model import HostInfo
     from sev.snp_model import SnpStatus
 
@@ -32,6 +33,26 @@ def host() -> Operation[HostInfo]:
 
     answer = yield from ask(Call("HostService/GetHost", host_pb2.GetHostRequest(), host_pb2.GetHostResponse))
     return HostInfo.from_message(answer.host)
+
+
+def check_host(technology: str = "") -> Operation[HostCheck]:
+    """What keeps the host from running guests, check by check.
+
+    Args:
+        technology: "sev", "sev-es" or "sev-snp"; empty for anything at all.
+
+    Raises:
+        UsageError: No such technology.
+    """
+    from sev.host.messages import from_message
+    from sev.host.verdict import require
+    from sev.v1 import host_pb2
+
+    require(technology)
+    request = host_pb2.CheckHostRequest(technology=technology)
+    call = Call("HostService/CheckHost", request, host_pb2.CheckHostResponse, seconds=READ_SECONDS)
+    answer = yield from ask(call)
+    return from_message(answer, technology)
 
 
 def events() -> Stream[Event]:

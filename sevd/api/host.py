@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from sev.host.messages import to_message
 from sev.v1 import host_pb2 as pb
 from sevd.access.identity import Caller
 from sevd.api import messages
 from sevd.api.skin import Messages, PlainSkin
 from sevd.events import Events
+from sevd.platform.check import HostChecker
 from sevd.platform.host import HostPlatform
 
 
 class HostSkin(PlainSkin):
     """Serves HostService."""
 
-    def __init__(self, host: HostPlatform, events: Events) -> None:
+    def __init__(self, host: HostPlatform, events: Events, checker: HostChecker) -> None:
         self._host = host
+        self._checker = checker
         self._events = events
         self._version = -1
         self._bytes = b""
@@ -28,6 +31,10 @@ class HostSkin(PlainSkin):
     async def get_host(self, caller: Caller, request: pb.GetHostRequest) -> pb.GetHostResponse:
         """The host as it is now."""
         return pb.GetHostResponse(host=messages.host(self._host.view()))
+
+    async def check_host(self, caller: Caller, request: pb.CheckHostRequest) -> pb.CheckHostResponse:
+        """The host, looked at check by check."""
+        return to_message(await self._checker.check(request.technology), simulated=self._checker.simulated)
 
     def watch_events(self, caller: Caller, request: pb.WatchEventsRequest) -> AsyncIterator[pb.WatchEventsResponse]:
         """Events from now on that the caller may see."""

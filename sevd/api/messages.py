@@ -85,6 +85,10 @@ def host(view: HostView) -> host_pb2.Host:
         cpu_family=view.cpu_family,
         cpu_model=view.cpu_model,
         cpu_stepping=view.cpu_stepping,
+        kvm_vm_types=view.offers.vm_types,
+        module_parameters=dict(view.offers.parameters),
+        kernel_interface=view.offers.interface,
+        kernel_era=view.offers.era,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sev.host.facts import KernelFacts
 from sev.records import record
 
 
@@ -16,6 +17,7 @@ class HostFacts:
         cpu_stepping: Stepping.
         kernel: Kernel release, as uname tells it.
         technologies: What KVM can launch here: "sev", "sev-es", "sev-snp".
+        offers: What else the kernel offers.
     """
 
     product: str
@@ -24,3 +26,4 @@ class HostFacts:
     cpu_stepping: int
     kernel: str
     technologies: tuple[str, ...] = ()
+    offers: KernelFacts = KernelFacts()

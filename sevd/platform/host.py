@@ -141,6 +141,7 @@ class HostPlatform:
             cpu_family=facts.cpu_family,
             cpu_model=facts.cpu_model,
             cpu_stepping=facts.cpu_stepping,
+            offers=facts.offers,
         )
 
     def _probe(self, device: SevDevice) -> tuple[FirmwareVersion, bytes, bool]:

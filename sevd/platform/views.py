@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from sev.host.facts import KernelFacts
 from sev.records import record
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class HostView:
         cpu_family: Combined family.
         cpu_model: Combined model.
         cpu_stepping: Stepping.
+        offers: What the kernel offers: VM types, parameters, generation of its interface.
     """
 
     product: str
@@ -83,6 +85,7 @@ class HostView:
     cpu_family: int
     cpu_model: int
     cpu_stepping: int
+    offers: KernelFacts = KernelFacts()
 
     @property
     def firmware(self) -> str:

@@ -1,4 +1,4 @@
-"""`sev host`: what this host is."""
+"""`sev host`: what a host is, and what keeps it from running guests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ ASIDs are the host's numbers for protected guests. SEV-ES and SEV-SNP guests sha
 one range; when it is full, no more of them can be launched.
 """
 
+_CHECK = """\
+Looks at this machine check by check: processor, BIOS, kernel, KVM, devices, firmware,
+SNP, resources, features; says what keeps it from running guests, why, and what to do.
+
+Works without a daemon, as any user, and changes nothing. What this user may not look
+at is skipped, and said. With --socket the daemon there looks at its own host instead.
+
+A host is able if no check that the technology requires failed, and every check that
+decides passed: skipped is not passed. Those that decide can be looked at by everybody.
+"""
+
 _TECHNOLOGIES = {"sev": "SEV", "sev-es": "SEV-ES", "sev-snp": "SEV-SNP"}
 
 
@@ -34,6 +45,18 @@ def build(parser: ArgumentParser) -> None:
         "chip_id, technologies, missing, device_health, guest_count, cpu, daemon_version; null if not known.",
     )
     show.set_defaults(run=_show)
+    check = verbs.add_parser("check", help="what keeps it from running guests, and what to do", description=_CHECK)
+    check.add_argument("--for", dest="technology", choices=("snp", "sev-es", "sev"), help="only what these guests need")
+    examples(
+        check,
+        ("sev host check", "whether this machine can run protected guests at all"),
+        ("sudo sev host check --for snp", "whether it can run SEV-SNP guests, with what only root may look at"),
+        ("sev host check --json | jq '.checks[] | select(.result == \"failed\") | .id'", "what is wrong, for a script"),
+        notes="Exit code: 0 if the host can run what was asked for (without --for: anything), 4 if it cannot.\n"
+        "JSON: able, for, simulated, technologies {sev, sev-es, sev-snp: {able, blocked_by}},\n"
+        "checks [{id, group, title, result, reason, remedy, decides, required}].",
+    )
+    check.set_defaults(run=_check)
 
 
 def _show(args: Namespace, out: Output) -> int:
@@ -44,6 +67,14 @@ def _show(args: Namespace, out: Output) -> int:
     mark_simulated(out, info.simulated)
     out.result(info.document(), text(info))
     return 0
+
+
+def _check(args: Namespace, out: Output) -> int:
+    from sev.cli.host_check import look, text
+
+    checked = look(args, out, {"snp": "sev-snp"}.get(args.technology, args.technology or ""))
+    out.result(checked.document(), text(checked, everything=out.verbose))
+    return 0 if checked.able else 4
 
 
 def text(info: HostInfo) -> str:
@@ -57,7 +88,8 @@ def text(info: HostInfo) -> str:
             ("product", (info.product.capitalize() or "unknown") + (" (simulated)" if info.simulated else "")),
             ("CPU", f"family {info.cpu_family}, model {info.cpu_model}, stepping {info.cpu_stepping}"),
             ("firmware", f"{info.firmware} (API {info.api_version})" if info.firmware else "unknown"),
-            ("kernel", info.kernel),
+            ("kernel", info.kernel + (f" (interface of {info.kernel_interface})" if info.kernel_interface else "")),
+            ("KVM VM types", ", ".join(info.kvm_vm_types)),
             ("can launch", able or "nothing"),
             ("guests", info.guest_count),
             ("SEV ASIDs", f"{info.sev_asids.in_use} of {info.sev_asids.total} in use"),

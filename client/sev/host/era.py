@@ -64,16 +64,21 @@ _INTERFACES: tuple[tuple[str, str, Callable[[Machine], bool]], ...] = (
 )
 
 
-def interface(machine: Machine) -> Interface:
-    """What this kernel offers. Raises NotSeen if KVM cannot be asked."""
+def interface(machine: Machine, *, firmware: bool = True) -> Interface:
+    """What this kernel offers. Raises NotSeen if KVM cannot be asked.
+
+    Args:
+        machine: The host.
+        firmware: Also ask through /dev/sev, which waits for a firmware command under way.
+    """
     seen = [(name, since) for name, since, offered in _INTERFACES if offered(machine)]
-    return Interface(tuple(name for name, _ in seen), seen[-1][1] if seen else "", _era(machine))
+    return Interface(tuple(name for name, _ in seen), seen[-1][1] if seen else "", _era(machine, firmware))
 
 
-def _era(machine: Machine) -> str:
+def _era(machine: Machine, firmware: bool) -> str:
     if machine.kvm_attribute(kvm.SEV_ATTR_SNP_REQ_CERTS) is not None:
         return "C"
-    if not _snp_uninitialised(machine):
+    if not firmware or not _snp_uninitialised(machine):
         return ""
     try:
         number = machine.reader.config_refusal()

@@ -12,7 +12,7 @@ from sev.errors import SevError
 from sev.host.result import NotSeen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sev.abi.sev_device import PlatformStatus, SnpStatus
     from sev.host.reader import Reader
@@ -35,11 +35,16 @@ RMP_CFG = 0xC001_0136
 
 
 class Machine:
-    """What a reader says, kept for the checks of one look."""
+    """What a reader says, kept for the checks of one look.
 
-    def __init__(self, reader: Reader) -> None:
+    Args:
+        reader: The host.
+        statuses: What "platform" (PlatformStatus) and "snp" (SnpStatus) answered already, or the SevError instead.
+    """
+
+    def __init__(self, reader: Reader, statuses: Mapping[str, object] | None = None) -> None:
         self.reader = reader
-        self._kept: dict[object, object] = {}
+        self._kept: dict[object, object] = {("sev", name): value for name, value in (statuses or {}).items()}
 
     # Processor
 

@@ -19,6 +19,8 @@ from sev.host.result import FAILED, GROUPS, PASSED, SKIPPED, TECHNOLOGIES, Check
 from sev.records import record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sev.host.reader import Reader
     from sev.host.result import Check
 
@@ -54,18 +56,21 @@ class HostCheck:
         able: It can run that.
         abilities: One for each technology.
         checks: The checks that say something about what was asked for.
+        simulated: The host is a simulation.
     """
 
     technology: str
     able: bool
     abilities: tuple[Ability, ...]
     checks: tuple[CheckResult, ...]
+    simulated: bool = False
 
     def document(self) -> dict[str, object]:
         """The JSON form, as `sev host check --json` prints it."""
         return {
             "able": self.able,
             "for": self.technology or None,
+            "simulated": self.simulated,
             "technologies": {
                 one.technology: {"able": one.able, "blocked_by": list(one.blocked_by)} for one in self.abilities
             },
@@ -73,25 +78,31 @@ class HostCheck:
         }
 
 
-def check_host(reader: Reader, technology: str = "") -> HostCheck:
+def check_host(reader: Reader, technology: str = "", *, statuses: Mapping[str, object] | None = None) -> HostCheck:
     """Looks at a host.
 
     Args:
         reader: The host.
         technology: "sev", "sev-es" or "sev-snp"; empty for anything at all.
+        statuses: What the platform has answered already (`sev.host.machine.Machine`).
 
     Raises:
         UsageError: No such technology.
     """
-    if technology and technology not in TECHNOLOGIES:
-        raise UsageError(
-            f"unknown technology {technology!r}: expected one of {', '.join(TECHNOLOGIES)}", field="technology"
-        )
-    results = _look(Machine(reader))
+    require(technology)
+    results = _look(Machine(reader, statuses))
     abilities = tuple(ability(results, one) for one in TECHNOLOGIES)
     able = any(one.able for one in abilities if technology in ("", one.technology))
     shown = tuple(result for result in results if not technology or technology in result.about)
     return HostCheck(technology, able, abilities, shown)
+
+
+def require(technology: str) -> None:
+    """Raises UsageError if there is no such technology; empty is anything at all."""
+    if technology and technology not in TECHNOLOGIES:
+        raise UsageError(
+            f"unknown technology {technology!r}: expected one of {', '.join(TECHNOLOGIES)}", field="technology"
+        )
 
 
 def ability(results: list[CheckResult], technology: str) -> Ability:

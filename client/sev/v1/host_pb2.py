@@ -27,35 +27,51 @@ from sev.v1 import options_pb2 as sev_dot_v1_dot_options__pb2
 from sev.v1 import types_pb2 as sev_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sev/v1/host.proto\x12\x06sev.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\x10\n\x0eGetHostRequest\"-\n\x0fGetHostResponse\x12\x1a\n\x04host\x18\x01 \x01(\x0b\x32\x0c.sev.v1.Host\"\x99\x03\n\x04Host\x12\x0f\n\x07product\x18\x01 \x01(\t\x12\x11\n\tsimulated\x18\x02 \x01(\x08\x12\x10\n\x08\x66irmware\x18\x03 \x01(\t\x12\x31\n\x10\x66irmware_version\x18\x04 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x0e\n\x06kernel\x18\x05 \x01(\t\x12\"\n\tsev_asids\x18\x06 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12%\n\x0csev_es_asids\x18\x07 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12\x0f\n\x07\x63hip_id\x18\x08 \x01(\x0c\x12\x14\n\x0ctechnologies\x18\t \x03(\t\x12\x0f\n\x07missing\x18\n \x03(\t\x12+\n\rdevice_health\x18\x0b \x01(\x0e\x32\x14.sev.v1.DeviceHealth\x12\x16\n\x0e\x64\x61\x65mon_version\x18\x0c \x01(\t\x12\x13\n\x0bguest_count\x18\r \x01(\r\x12\x12\n\ncpu_family\x18\x0e \x01(\r\x12\x11\n\tcpu_model\x18\x0f \x01(\r\x12\x14\n\x0c\x63pu_stepping\x18\x10 \x01(\r\"\x14\n\x12WatchEventsRequest\"3\n\x13WatchEventsResponse\x12\x1c\n\x05\x65vent\x18\x01 \x01(\x0b\x32\r.sev.v1.Event\"\xea\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08guest_id\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x12+\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32\x1a.sev.v1.Event.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*{\n\x0c\x44\x65viceHealth\x12\x1d\n\x19\x44\x45VICE_HEALTH_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45VICE_HEALTH_READY\x10\x01\x12\x19\n\x15\x44\x45VICE_HEALTH_MISSING\x10\x02\x12\x18\n\x14\x44\x45VICE_HEALTH_WEDGED\x10\x03\x32\xa7\x01\n\x0bHostService\x12\x44\n\x07GetHost\x12\x16.sev.v1.GetHostRequest\x1a\x17.sev.v1.GetHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12R\n\x0bWatchEvents\x12\x1a.sev.v1.WatchEventsRequest\x1a\x1b.sev.v1.WatchEventsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sev/v1/host.proto\x12\x06sev.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\x10\n\x0eGetHostRequest\"-\n\x0fGetHostResponse\x12\x1a\n\x04host\x18\x01 \x01(\x0b\x32\x0c.sev.v1.Host\"\xd5\x04\n\x04Host\x12\x0f\n\x07product\x18\x01 \x01(\t\x12\x11\n\tsimulated\x18\x02 \x01(\x08\x12\x10\n\x08\x66irmware\x18\x03 \x01(\t\x12\x31\n\x10\x66irmware_version\x18\x04 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x0e\n\x06kernel\x18\x05 \x01(\t\x12\"\n\tsev_asids\x18\x06 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12%\n\x0csev_es_asids\x18\x07 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12\x0f\n\x07\x63hip_id\x18\x08 \x01(\x0c\x12\x14\n\x0ctechnologies\x18\t \x03(\t\x12\x0f\n\x07missing\x18\n \x03(\t\x12+\n\rdevice_health\x18\x0b \x01(\x0e\x32\x14.sev.v1.DeviceHealth\x12\x16\n\x0e\x64\x61\x65mon_version\x18\x0c \x01(\t\x12\x13\n\x0bguest_count\x18\r \x01(\r\x12\x12\n\ncpu_family\x18\x0e \x01(\r\x12\x11\n\tcpu_model\x18\x0f \x01(\r\x12\x14\n\x0c\x63pu_stepping\x18\x10 \x01(\r\x12\x14\n\x0ckvm_vm_types\x18\x11 \x03(\t\x12=\n\x11module_parameters\x18\x12 \x03(\x0b\x32\".sev.v1.Host.ModuleParametersEntry\x12\x18\n\x10kernel_interface\x18\x13 \x01(\t\x12\x12\n\nkernel_era\x18\x14 \x01(\t\x1a\x37\n\x15ModuleParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10\x43heckHostRequest\x12\x12\n\ntechnology\x18\x01 \x01(\t\"\x7f\n\x11\x43heckHostResponse\x12\x0c\n\x04\x61\x62le\x18\x01 \x01(\x08\x12&\n\tabilities\x18\x02 \x03(\x0b\x32\x13.sev.v1.HostAbility\x12!\n\x06\x63hecks\x18\x03 \x03(\x0b\x32\x11.sev.v1.HostCheck\x12\x11\n\tsimulated\x18\x04 \x01(\x08\"C\n\x0bHostAbility\x12\x12\n\ntechnology\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x62le\x18\x02 \x01(\x08\x12\x12\n\nblocked_by\x18\x03 \x03(\t\"\xac\x01\n\tHostCheck\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12#\n\x06result\x18\x04 \x01(\x0e\x32\x13.sev.v1.CheckResult\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65\x63ides\x18\x07 \x03(\t\x12\x10\n\x08required\x18\x08 \x03(\t\x12\r\n\x05\x61\x62out\x18\t \x03(\t\"\x14\n\x12WatchEventsRequest\"3\n\x13WatchEventsResponse\x12\x1c\n\x05\x65vent\x18\x01 \x01(\x0b\x32\r.sev.v1.Event\"\xea\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08guest_id\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x12+\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32\x1a.sev.v1.Event.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*{\n\x0c\x44\x65viceHealth\x12\x1d\n\x19\x44\x45VICE_HEALTH_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45VICE_HEALTH_READY\x10\x01\x12\x19\n\x15\x44\x45VICE_HEALTH_MISSING\x10\x02\x12\x18\n\x14\x44\x45VICE_HEALTH_WEDGED\x10\x03*w\n\x0b\x43heckResult\x12\x1c\n\x18\x43HECK_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HECK_RESULT_PASSED\x10\x01\x12\x17\n\x13\x43HECK_RESULT_FAILED\x10\x02\x12\x18\n\x14\x43HECK_RESULT_SKIPPED\x10\x03\x32\xf3\x01\n\x0bHostService\x12\x44\n\x07GetHost\x12\x16.sev.v1.GetHostRequest\x1a\x17.sev.v1.GetHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12J\n\tCheckHost\x12\x18.sev.v1.CheckHostRequest\x1a\x19.sev.v1.CheckHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12R\n\x0bWatchEvents\x12\x1a.sev.v1.WatchEventsRequest\x1a\x1b.sev.v1.WatchEventsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sev.v1.host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HOST_MODULEPARAMETERSENTRY']._loaded_options = None
+  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_EVENT_DETAILSENTRY']._loaded_options = None
   _globals['_EVENT_DETAILSENTRY']._serialized_options = b'8\001'
   _globals['_HOSTSERVICE'].methods_by_name['GetHost']._loaded_options = None
   _globals['_HOSTSERVICE'].methods_by_name['GetHost']._serialized_options = b'\332\342\030\004\010\001\020\001'
+  _globals['_HOSTSERVICE'].methods_by_name['CheckHost']._loaded_options = None
+  _globals['_HOSTSERVICE'].methods_by_name['CheckHost']._serialized_options = b'\332\342\030\004\010\001\020\001'
   _globals['_HOSTSERVICE'].methods_by_name['WatchEvents']._loaded_options = None
   _globals['_HOSTSERVICE'].methods_by_name['WatchEvents']._serialized_options = b'\332\342\030\004\010\001\020\001'
-  _globals['_DEVICEHEALTH']._serialized_start=893
-  _globals['_DEVICEHEALTH']._serialized_end=1016
+  _globals['_DEVICEHEALTH']._serialized_start=1494
+  _globals['_DEVICEHEALTH']._serialized_end=1617
+  _globals['_CHECKRESULT']._serialized_start=1619
+  _globals['_CHECKRESULT']._serialized_end=1738
   _globals['_GETHOSTREQUEST']._serialized_start=104
   _globals['_GETHOSTREQUEST']._serialized_end=120
   _globals['_GETHOSTRESPONSE']._serialized_start=122
   _globals['_GETHOSTRESPONSE']._serialized_end=167
   _globals['_HOST']._serialized_start=170
-  _globals['_HOST']._serialized_end=579
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=581
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=601
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=603
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=654
-  _globals['_EVENT']._serialized_start=657
-  _globals['_EVENT']._serialized_end=891
-  _globals['_EVENT_DETAILSENTRY']._serialized_start=845
-  _globals['_EVENT_DETAILSENTRY']._serialized_end=891
-  _globals['_HOSTSERVICE']._serialized_start=1019
-  _globals['_HOSTSERVICE']._serialized_end=1186
+  _globals['_HOST']._serialized_end=767
+  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_start=712
+  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_end=767
+  _globals['_CHECKHOSTREQUEST']._serialized_start=769
+  _globals['_CHECKHOSTREQUEST']._serialized_end=807
+  _globals['_CHECKHOSTRESPONSE']._serialized_start=809
+  _globals['_CHECKHOSTRESPONSE']._serialized_end=936
+  _globals['_HOSTABILITY']._serialized_start=938
+  _globals['_HOSTABILITY']._serialized_end=1005
+  _globals['_HOSTCHECK']._serialized_start=1008
+  _globals['_HOSTCHECK']._serialized_end=1180
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=1182
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=1202
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1204
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1255
+  _globals['_EVENT']._serialized_start=1258
+  _globals['_EVENT']._serialized_end=1492
+  _globals['_EVENT_DETAILSENTRY']._serialized_start=1446
+  _globals['_EVENT_DETAILSENTRY']._serialized_end=1492
+  _globals['_HOSTSERVICE']._serialized_start=1741
+  _globals['_HOSTSERVICE']._serialized_end=1984
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,34 @@ DEVICE_HEALTH_WEDGED: DeviceHealth.ValueType  # 3
 """The device is there and does not answer."""
 Global___DeviceHealth: typing_extensions.TypeAlias = DeviceHealth
 
+class _CheckResult:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CheckResultEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CheckResult.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CHECK_RESULT_UNSPECIFIED: _CheckResult.ValueType  # 0
+    """Not known."""
+    CHECK_RESULT_PASSED: _CheckResult.ValueType  # 1
+    """It is as it should be."""
+    CHECK_RESULT_FAILED: _CheckResult.ValueType  # 2
+    """It is not."""
+    CHECK_RESULT_SKIPPED: _CheckResult.ValueType  # 3
+    """It could not be looked at, has no meaning here, or is not offered."""
+
+class CheckResult(_CheckResult, metaclass=_CheckResultEnumTypeWrapper):
+    """How one check ended."""
+
+CHECK_RESULT_UNSPECIFIED: CheckResult.ValueType  # 0
+"""Not known."""
+CHECK_RESULT_PASSED: CheckResult.ValueType  # 1
+"""It is as it should be."""
+CHECK_RESULT_FAILED: CheckResult.ValueType  # 2
+"""It is not."""
+CHECK_RESULT_SKIPPED: CheckResult.ValueType  # 3
+"""It could not be looked at, has no meaning here, or is not offered."""
+Global___CheckResult: typing_extensions.TypeAlias = CheckResult
+
 @typing.final
 class GetHostRequest(google.protobuf.message.Message):
     """Asks what this host is."""
@@ -88,6 +116,22 @@ class Host(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ModuleParametersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PRODUCT_FIELD_NUMBER: builtins.int
     SIMULATED_FIELD_NUMBER: builtins.int
     FIRMWARE_FIELD_NUMBER: builtins.int
@@ -104,6 +148,10 @@ class Host(google.protobuf.message.Message):
     CPU_FAMILY_FIELD_NUMBER: builtins.int
     CPU_MODEL_FIELD_NUMBER: builtins.int
     CPU_STEPPING_FIELD_NUMBER: builtins.int
+    KVM_VM_TYPES_FIELD_NUMBER: builtins.int
+    MODULE_PARAMETERS_FIELD_NUMBER: builtins.int
+    KERNEL_INTERFACE_FIELD_NUMBER: builtins.int
+    KERNEL_ERA_FIELD_NUMBER: builtins.int
     product: builtins.str
     """Product line in lower case: naples, rome, milan, genoa, turin, venice. Empty if unknown."""
     simulated: builtins.bool
@@ -126,6 +174,12 @@ class Host(google.protobuf.message.Message):
     """Combined CPU model."""
     cpu_stepping: builtins.int
     """CPU stepping."""
+    kernel_interface: builtins.str
+    """The mainline release with which the newest interface came that this kernel's KVM offers, such as "6.18"; told by what
+    it answers, since distributions carry interfaces back. Empty if KVM cannot be asked.
+    """
+    kernel_era: builtins.str
+    """How the kernel treats SNP commands while SNP is not initialised: "A", "B or C", "C"; empty if it does not tell."""
     @property
     def firmware_version(self) -> sev.v1.types_pb2.FirmwareVersion:
         """Firmware version in parts; major and minor are the API version."""
@@ -146,6 +200,14 @@ class Host(google.protobuf.message.Message):
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What is missing, if anything, each as one sentence; empty on a host that is ready."""
 
+    @property
+    def kvm_vm_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """VM types that KVM offers: "default", "sw-protected", "sev", "sev-es", "sev-snp", "tdx". Empty if KVM does not tell."""
+
+    @property
+    def module_parameters(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Parameters of the modules kvm_amd and ccp that matter here, such as "kvm_amd.sev_snp": "Y"."""
+
     def __init__(
         self,
         *,
@@ -165,11 +227,153 @@ class Host(google.protobuf.message.Message):
         cpu_family: builtins.int = ...,
         cpu_model: builtins.int = ...,
         cpu_stepping: builtins.int = ...,
+        kvm_vm_types: collections.abc.Iterable[builtins.str] | None = ...,
+        module_parameters: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        kernel_interface: builtins.str = ...,
+        kernel_era: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["firmware_version", b"firmware_version", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chip_id", b"chip_id", "cpu_family", b"cpu_family", "cpu_model", b"cpu_model", "cpu_stepping", b"cpu_stepping", "daemon_version", b"daemon_version", "device_health", b"device_health", "firmware", b"firmware", "firmware_version", b"firmware_version", "guest_count", b"guest_count", "kernel", b"kernel", "missing", b"missing", "product", b"product", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids", "simulated", b"simulated", "technologies", b"technologies"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chip_id", b"chip_id", "cpu_family", b"cpu_family", "cpu_model", b"cpu_model", "cpu_stepping", b"cpu_stepping", "daemon_version", b"daemon_version", "device_health", b"device_health", "firmware", b"firmware", "firmware_version", b"firmware_version", "guest_count", b"guest_count", "kernel", b"kernel", "kernel_era", b"kernel_era", "kernel_interface", b"kernel_interface", "kvm_vm_types", b"kvm_vm_types", "missing", b"missing", "module_parameters", b"module_parameters", "product", b"product", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids", "simulated", b"simulated", "technologies", b"technologies"]) -> None: ...
 
 Global___Host: typing_extensions.TypeAlias = Host
+
+@typing.final
+class CheckHostRequest(google.protobuf.message.Message):
+    """Asks what keeps this host from running guests."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TECHNOLOGY_FIELD_NUMBER: builtins.int
+    technology: builtins.str
+    """"sev", "sev-es" or "sev-snp": what the host is to be able to run, and only checks that concern it. Empty: anything."""
+    def __init__(
+        self,
+        *,
+        technology: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["technology", b"technology"]) -> None: ...
+
+Global___CheckHostRequest: typing_extensions.TypeAlias = CheckHostRequest
+
+@typing.final
+class CheckHostResponse(google.protobuf.message.Message):
+    """What the checks found."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ABLE_FIELD_NUMBER: builtins.int
+    ABILITIES_FIELD_NUMBER: builtins.int
+    CHECKS_FIELD_NUMBER: builtins.int
+    SIMULATED_FIELD_NUMBER: builtins.int
+    able: builtins.bool
+    """True if the host can run what was asked for."""
+    simulated: builtins.bool
+    """True if the platform is simulated."""
+    @property
+    def abilities(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HostAbility]:
+        """The verdict for each technology."""
+
+    @property
+    def checks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HostCheck]:
+        """The checks, by group."""
+
+    def __init__(
+        self,
+        *,
+        able: builtins.bool = ...,
+        abilities: collections.abc.Iterable[Global___HostAbility] | None = ...,
+        checks: collections.abc.Iterable[Global___HostCheck] | None = ...,
+        simulated: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abilities", b"abilities", "able", b"able", "checks", b"checks", "simulated", b"simulated"]) -> None: ...
+
+Global___CheckHostResponse: typing_extensions.TypeAlias = CheckHostResponse
+
+@typing.final
+class HostAbility(google.protobuf.message.Message):
+    """Whether a host can run guests of one technology: no check that it requires failed, and every check that decides
+    passed.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TECHNOLOGY_FIELD_NUMBER: builtins.int
+    ABLE_FIELD_NUMBER: builtins.int
+    BLOCKED_BY_FIELD_NUMBER: builtins.int
+    technology: builtins.str
+    """"sev", "sev-es" or "sev-snp"."""
+    able: builtins.bool
+    """True if the host can run such guests."""
+    @property
+    def blocked_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of the checks that say no; where none does, of those that decide and could not be looked at."""
+
+    def __init__(
+        self,
+        *,
+        technology: builtins.str = ...,
+        able: builtins.bool = ...,
+        blocked_by: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["able", b"able", "blocked_by", b"blocked_by", "technology", b"technology"]) -> None: ...
+
+Global___HostAbility: typing_extensions.TypeAlias = HostAbility
+
+@typing.final
+class HostCheck(google.protobuf.message.Message):
+    """One check of a host."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    REMEDY_FIELD_NUMBER: builtins.int
+    DECIDES_FIELD_NUMBER: builtins.int
+    REQUIRED_FIELD_NUMBER: builtins.int
+    ABOUT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Stable identifier, such as "cpu.sev-snp"."""
+    group: builtins.str
+    """What it belongs to: processor, bios, kernel, kvm, devices, firmware, snp, resources, features."""
+    title: builtins.str
+    """A few words for people."""
+    result: Global___CheckResult.ValueType
+    """How it ended."""
+    reason: builtins.str
+    """What was seen, or why not."""
+    remedy: builtins.str
+    """What to do; empty where nothing is to be done."""
+    @property
+    def decides(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Technologies for which it must have passed."""
+
+    @property
+    def required(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Technologies for which it must not have failed."""
+
+    @property
+    def about(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Technologies that it says something about, those above included."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        group: builtins.str = ...,
+        title: builtins.str = ...,
+        result: Global___CheckResult.ValueType = ...,
+        reason: builtins.str = ...,
+        remedy: builtins.str = ...,
+        decides: collections.abc.Iterable[builtins.str] | None = ...,
+        required: collections.abc.Iterable[builtins.str] | None = ...,
+        about: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["about", b"about", "decides", b"decides", "group", b"group", "id", b"id", "reason", b"reason", "remedy", b"remedy", "required", b"required", "result", b"result", "title", b"title"]) -> None: ...
+
+Global___HostCheck: typing_extensions.TypeAlias = HostCheck
 
 @typing.final
 class WatchEventsRequest(google.protobuf.message.Message):

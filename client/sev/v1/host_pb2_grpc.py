@@ -40,6 +40,11 @@ class HostServiceStub(object):
                 request_serializer=sev_dot_v1_dot_host__pb2.GetHostRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_host__pb2.GetHostResponse.FromString,
                 _registered_method=True)
+        self.CheckHost = channel.unary_unary(
+                '/sev.v1.HostService/CheckHost',
+                request_serializer=sev_dot_v1_dot_host__pb2.CheckHostRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_host__pb2.CheckHostResponse.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/sev.v1.HostService/WatchEvents',
                 request_serializer=sev_dot_v1_dot_host__pb2.WatchEventsRequest.SerializeToString,
@@ -53,6 +58,14 @@ class HostServiceServicer(object):
 
     def GetHost(self, request, context):
         """Answers what this host is: product, firmware, kernel, ASIDs. Works while the device is missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckHost(self, request, context):
+        """Looks at the host check by check: what keeps it from running guests, why, and what to do. Changes nothing. Works
+        while the device is missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +85,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.GetHost,
                     request_deserializer=sev_dot_v1_dot_host__pb2.GetHostRequest.FromString,
                     response_serializer=sev_dot_v1_dot_host__pb2.GetHostResponse.SerializeToString,
+            ),
+            'CheckHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckHost,
+                    request_deserializer=sev_dot_v1_dot_host__pb2.CheckHostRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_host__pb2.CheckHostResponse.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -107,6 +125,33 @@ class HostService(object):
             '/sev.v1.HostService/GetHost',
             sev_dot_v1_dot_host__pb2.GetHostRequest.SerializeToString,
             sev_dot_v1_dot_host__pb2.GetHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.HostService/CheckHost',
+            sev_dot_v1_dot_host__pb2.CheckHostRequest.SerializeToString,
+            sev_dot_v1_dot_host__pb2.CheckHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

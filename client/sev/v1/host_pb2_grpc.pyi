@@ -41,6 +41,22 @@ _HostServiceGetHostType = typing_extensions.TypeVar(
     ],
 )
 
+_HostServiceCheckHostType = typing_extensions.TypeVar(
+    '_HostServiceCheckHostType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.host_pb2.CheckHostRequest,
+        sev.v1.host_pb2.CheckHostResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.host_pb2.CheckHostRequest,
+        sev.v1.host_pb2.CheckHostResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.host_pb2.CheckHostRequest,
+        sev.v1.host_pb2.CheckHostResponse,
+    ],
+)
+
 _HostServiceWatchEventsType = typing_extensions.TypeVar(
     '_HostServiceWatchEventsType',
     grpc.UnaryStreamMultiCallable[
@@ -57,7 +73,7 @@ _HostServiceWatchEventsType = typing_extensions.TypeVar(
     ],
 )
 
-class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceWatchEventsType]):
+class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckHostType, _HostServiceWatchEventsType]):
     """Describes the host and reports events."""
 
     @typing.overload
@@ -65,6 +81,10 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceWatchE
         grpc.UnaryUnaryMultiCallable[
             sev.v1.host_pb2.GetHostRequest,
             sev.v1.host_pb2.GetHostResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.host_pb2.CheckHostRequest,
+            sev.v1.host_pb2.CheckHostResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             sev.v1.host_pb2.WatchEventsRequest,
@@ -78,6 +98,10 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceWatchE
             sev.v1.host_pb2.GetHostRequest,
             sev.v1.host_pb2.GetHostResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.host_pb2.CheckHostRequest,
+            sev.v1.host_pb2.CheckHostResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             sev.v1.host_pb2.WatchEventsRequest,
             sev.v1.host_pb2.WatchEventsResponse,
@@ -87,6 +111,11 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceWatchE
     GetHost: _HostServiceGetHostType
     """Answers what this host is: product, firmware, kernel, ASIDs. Works while the device is missing."""
 
+    CheckHost: _HostServiceCheckHostType
+    """Looks at the host check by check: what keeps it from running guests, why, and what to do. Changes nothing. Works
+    while the device is missing.
+    """
+
     WatchEvents: _HostServiceWatchEventsType
     """Streams events as they happen; guests that the caller may not see do not appear."""
 
@@ -94,6 +123,10 @@ HostServiceAsyncStub: typing_extensions.TypeAlias = HostServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.host_pb2.GetHostRequest,
         sev.v1.host_pb2.GetHostResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.host_pb2.CheckHostRequest,
+        sev.v1.host_pb2.CheckHostResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         sev.v1.host_pb2.WatchEventsRequest,
@@ -111,6 +144,16 @@ class HostServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.host_pb2.GetHostResponse, collections.abc.Awaitable[sev.v1.host_pb2.GetHostResponse]]:
         """Answers what this host is: product, firmware, kernel, ASIDs. Works while the device is missing."""
+
+    @abc.abstractmethod
+    def CheckHost(
+        self,
+        request: sev.v1.host_pb2.CheckHostRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.host_pb2.CheckHostResponse, collections.abc.Awaitable[sev.v1.host_pb2.CheckHostResponse]]:
+        """Looks at the host check by check: what keeps it from running guests, why, and what to do. Changes nothing. Works
+        while the device is missing.
+        """
 
     @abc.abstractmethod
     def WatchEvents(
