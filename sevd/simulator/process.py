@@ -63,15 +63,18 @@ class Process:
         ended: Called once after `exit`.
     """
 
+    FIRST = 0
+    """The lowest descriptor number."""
+
     def __init__(
         self, devices: Mapping[str, Callable[[int], File]], ended: Callable[[Process], None] | None = None
     ) -> None:
-        self.memory = AddressSpace()
+        self.memory: AddressSpace = AddressSpace()
         self._devices = devices
         self._ended = ended
         self._files: dict[int, File] = {}
         self._free: list[int] = []
-        self._top = 0
+        self._top = self.FIRST
         self._lock = threading.Lock()
         self._exited = False
 
@@ -128,7 +131,7 @@ class Process:
             with self._lock:
                 if self._exited:
                     fail(errno.ESRCH)
-                if not self._free and self._top >= NOFILE:
+                if not self._free and self._top >= self.FIRST + NOFILE:
                     fail(errno.EMFILE)
                 fd = heapq.heappop(self._free) if self._free else self._top
                 self._top = max(self._top, fd + 1)

@@ -1,0 +1,203 @@
+"""Callers in other processes: their memory, and their descriptors (process_vm_readv(2), process_vm_writev(2), proc(5)).
+
+`RemoteProcess` is to a caller behind a file or a socket what `Process` is to one in this process: the model's files
+take either. What the model writes is in the caller's memory at once, also where the ioctl fails afterwards, as with
+copy_to_user.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from sevd.simulator.address_space import AddressSpace
+from sevd.simulator.errnos import fail
+from sevd.simulator.process import File, Process
+
+log = logging.getLogger(__name__)
+
+FIRST_DESCRIPTOR = 1 << 20
+"""Descriptors that the model gives to remote processes start here: below are the caller's own."""
+
+_TRANSFER_MAX = 1 << 30
+"""Bytes of one system call; Linux stops below 2 GiB."""
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_readv = _libc.process_vm_readv
+_writev = _libc.process_vm_writev
+for _function in (_readv, _writev):
+    _function.argtypes = [
+        ctypes.c_int,
+        ctypes.POINTER(_Iovec),
+        ctypes.c_ulong,
+        ctypes.POINTER(_Iovec),
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    ]
+    _function.restype = ctypes.c_ssize_t
+
+
+class RemoteMemory(AddressSpace):
+    """The memory of another process, by its own addresses.
+
+    Args:
+        pid: A process or thread of it, as this process sees it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self.pid = pid
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copies size bytes out.
+
+        Raises:
+            OSError: EFAULT: they are not all readable, or the process is gone; EACCES: this process may not look.
+        """
+        if size <= 0:
+            return b"" if not size else fail(errno.EFAULT)
+        buffer = bytearray(size)
+        self._transfer(_readv, buffer, address)
+        return bytes(buffer)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copies data in; what lies before an address that cannot be written is written.
+
+        Raises:
+            OSError: As `read`.
+        """
+        if len(data):
+            self._transfer(_writev, data if isinstance(data, bytearray) else bytearray(data), address)
+
+    def view(self, address: int, size: int) -> memoryview:
+        """A copy of the bytes, not to be written. Raises OSError as `read`."""
+        return memoryview(self.read(address, size))
+
+    def available(self, address: int) -> int:
+        """How many bytes can be read from this address on, by the process's map; 0 if none can."""
+        reached = address
+        try:
+            with open(f"/proc/{self.pid}/maps", "rb") as maps:
+                for line in maps:
+                    span, permissions = line.split(None, 2)[:2]
+                    start, end = (int(part, 16) for part in span.split(b"-"))
+                    if start <= reached < end and permissions.startswith(b"r"):
+                        reached = end
+        except (OSError, ValueError):
+            return 0
+        return reached - address
+
+    def place(self, data: bytes | bytearray | memoryview) -> NoReturn:
+        """Nothing can be placed in another process. Raises OSError(EOPNOTSUPP)."""
+        del data
+        fail(errno.EOPNOTSUPP)
+
+    def release(self, address: int) -> None:
+        """Nothing was placed. Raises OSError(EINVAL)."""
+        del address
+        fail(errno.EINVAL)
+
+    def clear(self) -> None:
+        """The process's memory is its own."""
+
+    def _transfer(self, function: Callable[..., int], buffer: bytearray, address: int) -> None:
+        size = len(buffer)
+        if not 0 <= address <= (1 << 64) - size:
+            fail(errno.EFAULT)
+        first = ctypes.c_char.from_buffer(buffer)  # keeps the bytes where they are
+        here = ctypes.addressof(first)
+        done = 0
+        while done < size:
+            length = min(size - done, _TRANSFER_MAX)
+            count = function(self.pid, _Iovec(here + done, length), 1, _Iovec(address + done, length), 1, 0)
+            if count <= 0:
+                self._failed(ctypes.get_errno() if count < 0 else errno.EFAULT)
+            done += count
+
+    def _failed(self, number: int) -> NoReturn:
+        if number in (errno.EPERM, errno.ENOSYS):
+            log.warning(
+                "the memory of process %d may not be read or written: %s; run the simulator as root, or with "
+                "CAP_SYS_PTRACE",
+                self.pid,
+                os.strerror(number),
+            )
+            fail(errno.EACCES)
+        fail(errno.EFAULT)
+
+
+class RemoteProcess(Process):
+    """A process elsewhere, over the one simulated kernel.
+
+    Args:
+        pid: The process, as this process sees it; 0 if it cannot be seen: then its memory is not there either.
+        devices: As for `Process`; what `open` knows.
+        ended: As for `Process`.
+        own: What one of its own descriptors is to the model: given pid and number, the open file, or None for one
+            that is nothing to the model.
+    """
+
+    FIRST = FIRST_DESCRIPTOR
+
+    def __init__(
+        self,
+        pid: int,
+        devices: Mapping[str, Callable[[int], File]] | None = None,
+        ended: Callable[[Process], None] | None = None,
+        own: Callable[[int, int], File | None] | None = None,
+    ) -> None:
+        super().__init__(devices or {}, ended)
+        self.pid = pid
+        self.memory = RemoteMemory(pid)
+        self._own = own
+
+    def take(self, fd: int) -> File:
+        """The file behind a descriptor, the model's or the process's own, with a reference that the caller must drop.
+
+        Raises:
+            OSError: EBADF.
+        """
+        if fd >= self.FIRST:
+            return super().take(fd)
+        file = self._own(self.pid, fd) if self._own is not None and fd >= 0 else None
+        if file is None:
+            fail(errno.EBADF)
+        file.hold()
+        return file
+
+
+class DescriptorsOf:
+    """Which descriptors of other processes stand for one served file (the argument `own` of `RemoteProcess`).
+
+    Args:
+        identity: (st_dev, st_ino) of the served file.
+        opened: Makes the model's open file from flags of open(2).
+    """
+
+    def __init__(self, identity: tuple[int, int], opened: Callable[[int], File]) -> None:
+        self._identity = identity
+        self._opened = opened
+
+    def __call__(self, pid: int, fd: int) -> File | None:
+        """The open file of a descriptor; None if it is another file, or none."""
+        try:
+            found = os.stat(f"/proc/{pid}/fd/{fd}")
+            if (found.st_dev, found.st_ino) != self._identity:
+                return None
+            with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as info:
+                for line in info:
+                    key, _, value = line.partition(b":")
+                    if key == b"flags":
+                        return self._opened(int(value, 8))
+        except (OSError, ValueError):
+            return None
+        return None
