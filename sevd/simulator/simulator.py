@@ -26,10 +26,10 @@ from sevd.simulator.firmware import Firmware
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.kvm import Kvm
 from sevd.simulator.kvm_vm import VmFile
-from sevd.simulator.process import Process
+from sevd.simulator.process import File, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sev.launch.seam import Kernel
 
@@ -133,7 +133,7 @@ class Simulator:
         with self._lock:
             if self._closed:
                 raise WrongState("the simulated host was switched off", metadata={"state": "closed", "allowed": ""})
-            process = Process({SEV_PATH: self._ccp.open, KVM_PATH: self._kvm.open}, self._processes.discard)
+            process = Process(self.devices, self._processes.discard)
             self._processes.add(process)
             return process
 
@@ -148,6 +148,11 @@ class Simulator:
             process.exit()
         self._ccp.shut_down()
         self._ccp.present = False
+
+    @property
+    def devices(self) -> Mapping[str, Callable[[int], File]]:
+        """What opens its devices, by path, given flags of open(2)."""
+        return {SEV_PATH: self._ccp.open, KVM_PATH: self._kvm.open}
 
     @property
     def firmware(self) -> Firmware:
