@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sev.cli.parser import examples
+from sev.cli.parser import examples, lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,27 @@ def build(parser: ArgumentParser) -> None:
         notes='JSON: {"certificates": [...]}, one object for each.',
     )
     show.set_defaults(run=_show)
+    lazy(verbs.add_parser("verify", help="does every certificate reach a trusted root?"), _build_verify)
+    lazy(verbs.add_parser("generate", help="an owner's certificate and key, for SEV platforms"), _build_generate)
+    lazy(verbs.add_parser("sign", help="sign a platform's request with an owner's key"), _build_sign)
+
+
+def _build_verify(parser: ArgumentParser) -> None:
+    from sev.cli.certs_sev import build_verify
+
+    build_verify(parser)
+
+
+def _build_generate(parser: ArgumentParser) -> None:
+    from sev.cli.certs_sev import build_generate
+
+    build_generate(parser)
+
+
+def _build_sign(parser: ArgumentParser) -> None:
+    from sev.cli.certs_sev import build_sign
+
+    build_sign(parser)
 
 
 def _export(args: Namespace, out: Output) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _VMSA_LIMIT = 1 << 16
 
-_SAMPLE = "--api-major 1 --api-minor 55 --build-id 40 --policy 0x1 --tik vm_tik.bin"
+_SAMPLE = "--api-major 1 --api-minor 55 --build-id 40 --policy 1 --tik tik.bin"
 
 _FIRMWARE = Option("--firmware", "--ovmf", metavar="FILE", help="the firmware image, to measure instead of a digest")
 
@@ -62,7 +62,7 @@ def _build_check(parser: ArgumentParser) -> None:
     examples(
         parser,
         (
-            f"sev measurement check measurement.bin {_SAMPLE} --firmware OVMF.fd",
+            f"sev measurement check BLOB {_SAMPLE} --firmware OVMF.fd",
             "before a secret is handed out",
         ),
     )
@@ -71,7 +71,7 @@ def _build_check(parser: ArgumentParser) -> None:
 def _build_build(parser: ArgumentParser) -> None:
     parser.description = "Prints the measurement, 48 bytes in base64, that a host would answer for a launch."
     _common(parser)
-    nonce = parser.add_mutually_exclusive_group(required=True)
+    nonce = parser.add_argument_group("nonce, one of")
     nonce.add_argument("--nonce", metavar="NONCE", help="the firmware's nonce, 16 bytes: a file, hex or base64")
     nonce.add_argument("--launch-measure-blob", metavar="BLOB", help="take it from this measurement")
     parser.add_argument("--outfile", "--out", metavar="FILE", help="write it as bytes instead")
@@ -79,7 +79,7 @@ def _build_build(parser: ArgumentParser) -> None:
     examples(
         parser,
         (
-            f"sev measurement build {_SAMPLE} --nonce BASE64 --firmware OVMF.fd",
+            f"sev measurement build {_SAMPLE} --nonce N --firmware OVMF.fd",
             "what the host should have answered",
         ),
     )
@@ -103,6 +103,8 @@ def _build(args: Namespace, out: Output) -> int:
     from sev.cli.files import read_bytes
     from sev.session import measurement
 
+    if (args.nonce is None) == (args.launch_measure_blob is None):
+        raise UsageError("give one of --nonce and --launch-measure-blob", field="--nonce")
     launch = _launch(args)
     if args.nonce is not None:
         nonce = read_bytes(args.nonce, "the nonce", measurement.MNONCE_SIZE)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sev.cli.output import Output
 
 
-_SAMPLE = "--tik vm_tik.bin --tek vm_tek.bin --launch-measure-blob blob"
+_SAMPLE = "--tik tik.bin --tek tek.bin --launch-measure-blob blob"
 
 
 def build(parser: ArgumentParser) -> None:
@@ -29,7 +29,8 @@ def build(parser: ArgumentParser) -> None:
 def _build_build(parser: ArgumentParser) -> None:
     parser.description = (
         "Packs secrets into the table that OVMF and boot loaders read, encrypts it, and writes the two parts that\n"
-        "LAUNCH_SECRET takes. Check the measurement first (sev measurement check)."
+        "LAUNCH_SECRET takes. Check the measurement first (sev measurement check). The GUID of a disk passphrase is\n"
+        "736869e5-84f0-4973-92ec-06879ce3da0b."
     )
     parser.add_argument("header", metavar="HEADER", help="where to write the packet's header, 52 bytes")
     parser.add_argument("payload", metavar="PAYLOAD", help="where to write the encrypted secrets")
@@ -51,8 +52,8 @@ def _build_build(parser: ArgumentParser) -> None:
     examples(
         parser,
         (
-            f"sev secret build {_SAMPLE} --secret 736869e5-84f0-4973-92ec-06879ce3da0b:passphrase header payload",
-            "a disk passphrase",
+            f"sev secret build {_SAMPLE} --raw key.bin header payload",
+            "one key as it is",
         ),
     )
 

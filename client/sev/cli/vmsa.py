@@ -80,7 +80,10 @@ def _build_update(parser: ArgumentParser) -> None:
 
 
 def _build_show(parser: ArgumentParser) -> None:
-    parser.description = "Shows every register of a VMSA page that is not zero."
+    parser.description = (
+        "Shows every register of a VMSA page that is not zero; the page may come from sev vmsa build, sevctl or\n"
+        "--dump-vmsa of sev measure."
+    )
     parser.add_argument("file", metavar="FILE", help="the page")
     parser.set_defaults(run=_show)
     examples(parser, ("sev vmsa show vmsa0.bin", "what would be measured"))
