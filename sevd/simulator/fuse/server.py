@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sev.errors import KernelError
@@ -34,6 +35,9 @@ class FileServer:
     Args:
         target: A directory: an absolute path without symbolic links.
         root: What appears there.
+
+    Attributes:
+        ended: Called when the mount is gone and nobody has closed it; on one of the server's threads.
     """
 
     def __init__(self, target: Path, root: Directory) -> None:
@@ -44,6 +48,7 @@ class FileServer:
         self._idle = 0
         self._descriptor = -1
         self._closing = False
+        self.ended: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Mounts and begins to answer; the files are there when this returns.
@@ -140,6 +145,9 @@ class FileServer:
             with self._lock:
                 self._idle -= 1
                 self._threads.discard(threading.current_thread())
+                last = not self._threads and not self._closing
+            if last and self.ended is not None:
+                self.ended()
 
     def _request(self, data: memoryview) -> None:
         _, opcode, unique, nodeid, uid, gid, pid, _, _ = wire.HEADER.unpack_from(data)

@@ -1,0 +1,98 @@
+"""A simulated host served as files: the model, the device folder, and the servers beside it, put together.
+
+The order of a start: whatever needs time first, then the folder's entries, `sev` last: who sees it can use all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from sev.records import record
+from sevd.simulator import host_files, host_nodes
+from sevd.simulator.device_directory import LAST, DeviceDirectory
+from sevd.simulator.faults import Fault, Faults
+from sevd.simulator.host_reader import SimulatedReader
+from sevd.simulator.simulator import SEV_PATH, Simulator
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0
+"""How long the end waits for a firmware command that does not end."""
+
+
+@record
+class Options:
+    """How a host is served.
+
+    Attributes:
+        sev_mode: Permission bits of `sev`.
+        sev_gid: Its group.
+        kds: (host, port) on which the key distribution service answers; None for none.
+        faults: Faults that are there from the beginning.
+    """
+
+    sev_mode: int = 0o600
+    sev_gid: int = 0
+    kds: tuple[str, int] | None = None
+    faults: Sequence[Fault] = ()
+
+
+class ServedHost:
+    """A running simulator with its files.
+
+    Args:
+        simulator: The model; closed with this.
+        directory: The device folder; closed with this.
+        options: How.
+    """
+
+    def __init__(self, simulator: Simulator, directory: DeviceDirectory, options: Options) -> None:
+        self.simulator = simulator
+        self.directory = directory
+        self.faults = Faults(tuple(options.faults))
+        simulator.faults = self.faults
+        self._options = options
+        self._stack = contextlib.ExitStack()
+        self.sev = host_nodes.DeviceNode(simulator.devices[SEV_PATH], options.sev_mode, gid=options.sev_gid)
+
+    def start(self) -> None:
+        """Serves everything; ready when this returns.
+
+        Raises:
+            SevError: It cannot be served; what was begun is taken back by `close`.
+        """
+        directory, simulator = self.directory, self.simulator
+        for name, data in host_files.roots(simulator).items():
+            directory.write(f"roots/{name}", data)
+        directory.write("platform.json", host_files.platform_json(simulator, self._start_kds()))
+        directory.start()
+        directory.serve("msr", host_nodes.host_msr())
+        directory.serve("guest-msr", host_nodes.guest_msr())
+        directory.serve("parameters", host_nodes.parameters(SimulatedReader(simulator)))
+        directory.serve(LAST, self.sev)
+
+    def close(self) -> None:
+        """Takes the files away and switches the host off; once more does nothing."""
+        self.faults.close()
+        with self._stack:
+            self.directory.close()
+        ending = threading.Thread(target=self.simulator.close, name="switch-off", daemon=True)
+        ending.start()
+        ending.join(STOP_SECONDS)
+        if ending.is_alive():
+            log.error("a firmware command is still running: the simulator ends without it")
+
+    def __enter__(self) -> ServedHost:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_kds(self) -> str | None:
+        return None
