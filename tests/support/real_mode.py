@@ -17,9 +17,9 @@ RAM = 0x10000
 
 HLT = b"\xf4"
 FOREVER = b"\xeb\xfe"
-TRIPLE_FAULT = bytes.fromhex("e80000 5e 0f015c13 0f20c0 0c01 0f22c0 eb00 0f0b f4") + bytes(8)
-"""call next; next: pop si; lidt [si + 0x13], which are zeros; protected mode; ud2: no handler can be found, nor one for
-that."""
+TRIPLE_FAULT = bytes.fromhex("e80000 5e 0f015c15 0f20c0 0c01 0f22c0 eb00 b8ff00 8ed8 f4") + bytes(8)
+"""call next; next: pop si; lidt [si + 0x15], which are zeros; protected mode; mov ds, 0xff, which is no segment: no
+handler can be found, nor one for that."""
 
 
 def out(port: int, value: int) -> bytes:
@@ -126,3 +126,12 @@ class Bare:
         address = self.kernel.memory.place(structure)
         self.kernel.ioctl(fd, request, address)
         self.kernel.memory.release(address)
+
+
+def firmware(program: bytes, size: int = RAM) -> bytes:
+    """A firmware image of which the boot vCPU runs this program: it stands 64 KiB below 4 GiB, and the reset vector
+    jumps there. Data segments start at 0."""
+    image = bytearray(size)
+    image[size - RAM : size - RAM + len(program)] = program
+    image[-16:-13] = b"\xe9\x0d\x00"  # jmp: from 0xfff3 by 0xd, around the segment's end
+    return bytes(image)
