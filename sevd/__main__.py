@@ -135,6 +135,8 @@ def _text(value: object) -> str:
         return "(none)"
     if isinstance(value, tuple):
         return "[" + ", ".join(_text(one) for one in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value) if isinstance(value, int) else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -75,7 +75,7 @@ class Assembly:
         )
         quiet = Quiet()
         self.guests = Guests(
-            parts.kernel_factory,
+            parts.machines,
             self.scheduler,
             self.events,
             limits=Limits(
@@ -84,12 +84,11 @@ class Assembly:
                 vcpus_per_guest=settings.vcpus_per_guest,
                 watches=settings.watches_per_identity,
             ),
-            observer=parts.observer,
+            simulated=parts.simulated,
+            plain=settings.plain_guests,
             missing=lambda: parts.missing,
             changed=self._changed,
             quiet=quiet,
-            sev_path=parts.sev_path,
-            kvm_path=parts.kvm_path,
         )
         self.host = HostPlatform(
             replace(parts.facts, offers=kernel_facts(parts.host_reader())),
@@ -131,6 +130,7 @@ class Assembly:
     async def start(self) -> None:
         """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
         await self.host.refresh()
+        await self.guests.open()
         await self.server.start()
         self._endorsements.start()
 

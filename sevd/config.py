@@ -34,7 +34,9 @@ class Settings:
     log_level: str = "info"
     sev_device: Path = Path("/dev/sev")
     kvm_device: Path = Path("/dev/kvm")
+    plain_guests: bool = False
     simulate: str = ""
+    simulator: Path | None = None
     firmware_version: str = ""
     seed: int | None = None
     admin_users: tuple[str, ...] = ()
@@ -67,7 +69,7 @@ class Setting:
     Attributes:
         name: Table and key in the file.
         attribute: Attribute of `Settings`.
-        kind: "path", "text", "texts", or "number".
+        kind: "path", "text", "texts", "number" or "switch".
         meaning: What it does.
         unit: Unit of a number; empty otherwise.
         risk: What goes wrong with a bad value.
@@ -113,6 +115,10 @@ SETTINGS: tuple[Setting, ...] = (
             "Debug lines name guests and callers.", words=("debug", "info", "warning", "error"), live=True),
     Setting("devices.sev", "sev_device", "path", "The SEV device.", "The daemon issues ioctls to whatever this is."),
     Setting("devices.kvm", "kvm_device", "path", "The KVM device.", "The daemon issues ioctls to whatever this is."),
+    Setting("guests.plain", "plain_guests", "switch", "Admit plain guests: ordinary VMs, for machines without SEV.",
+            "Nothing protects them from this host, and the caller asks for it by name alone."),
+    Setting("simulation.directory", "simulator", "path", "Use a running sevd-simulator through its files in this "
+            "directory instead of the real devices.", "Nothing on a simulated host is protected."),
     Setting("simulation.product", "simulate", "text", "Simulate a host of this processor line in the daemon itself; "
             "empty: the real devices.", "Nothing on a simulated host is protected.", words=("", *PRODUCTS)),
     Setting("simulation.firmware_version", "firmware_version", "text", "Firmware of the simulated chip, such as "
@@ -214,7 +220,8 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
     if out.certificate_table is None:
         assert out.state_dir is not None
         # A simulated host's certificates must never lie where VMMs of the real one look for theirs.
-        table = run / "certs.bin" if uid == 0 and not out.simulate else out.state_dir / "certs.bin"
+        real = uid == 0 and not out.simulate and out.simulator is None
+        table = run / "certs.bin" if real else out.state_dir / "certs.bin"
         out = replace(out, certificate_table=table)
     return out
 
@@ -242,6 +249,10 @@ def _value(setting: Setting, value: object, source: str) -> object:
             unit = f" {setting.unit}" if setting.unit else ""
             expected = f"a whole number from {setting.least} to {setting.most}{unit}"
             raise UsageError(f"{where} is {value!r}, expected {expected}", field=setting.name)
+        return value
+    if setting.kind == "switch":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where} is {value!r}, expected true or false", field=setting.name)
         return value
     if setting.kind == "texts":
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):

@@ -85,10 +85,11 @@ def policy_of(settings: Settings) -> AccessPolicy:
 
 def open_host(settings: Settings, state: StateDirectory) -> HostParts:
     """The host: the model that was asked for, else the real one, whatever it lacks. Never one for the other."""
-    return _simulated_host(settings, state) if settings.simulate else _real_host(settings)
+    return _simulated_host(settings, state) if settings.simulate else _real_host(settings, state)
 
 
 def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
+    from sevd.guests.machine import OwnMachines
     from sevd.simulator import Simulator
     from sevd.simulator.host_reader import SimulatedReader
 
@@ -104,10 +105,9 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         facts=simulator.host_facts(),
         simulated=True,
         platform_kernel=simulator.process(),
-        kernel_factory=simulator.process,
+        machines=OwnMachines(simulator.process, simulator),
         asids=simulator.asids,
         roots=lambda: _roots(simulator.roots_pem()),
-        observer=simulator,
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
         reader=lambda: reader,
@@ -115,8 +115,9 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
     )
 
 
-def _real_host(settings: Settings) -> HostParts:
+def _real_host(settings: Settings, state: StateDirectory) -> HostParts:
     from sevd.devices.linux import LinuxHost, LinuxKernel
+    from sevd.guests.workers import Workers
 
     sev_path, kvm_path = os.fspath(settings.sev_device), os.fspath(settings.kvm_device)
     host = LinuxHost(sev_path=sev_path, kvm_path=kvm_path)
@@ -125,17 +126,22 @@ def _real_host(settings: Settings) -> HostParts:
         log.warning("missing: %s", sentence)
     if missing:
         log.warning("degraded: what needs the device is refused until the daemon is started again with it")
+    plain = settings.plain_guests and os.access(kvm_path, os.R_OK | os.W_OK)
+    workers = Workers(state.folder("workers"), sev_path=sev_path, kvm_path=kvm_path)
+    if plain or not missing:
+        workers.prepare()
     return HostParts(
         facts=host.facts(),
         simulated=False,
         platform_kernel=LinuxKernel() if os.access(sev_path, os.R_OK) else None,
-        kernel_factory=None if missing else LinuxKernel,
+        machines=workers,
         asids=host.asids,
         roots=lambda: _roots(None),
         asids_age=REAL_ASIDS_SECONDS,
         missing=tuple(missing),
         sev_path=sev_path,
         kvm_path=kvm_path,
+        plain=plain,
     )
 
 

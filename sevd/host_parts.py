@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sev.host.reader import Reader
     from sev.launch.seam import Kernel
     from sevd.devices.facts import HostFacts
-    from sevd.guests.machine import SimulatedView
+    from sevd.guests.port import Machines
 
 
 @record
@@ -23,13 +23,13 @@ class HostParts:
         facts: What the machine says about itself.
         simulated: It is a model.
         platform_kernel: The kernel for platform commands; None where there is no SEV device.
-        kernel_factory: Makes the process of a guest; None where no guest can be launched.
+        machines: Where guests' machines come from; None where no guest of any kind can be created.
         asids: (total, in use) of "sev" and "sev_es" ASIDs.
         asids_age: Seconds for which `asids` stays true; None where only this daemon changes them.
         missing: What is missing, one sentence each; empty on a host that is ready.
         sev_path: The SEV device.
         kvm_path: The KVM device.
-        observer: The model's view on a guest; None on a real host.
+        plain: Plain guests are admitted, and can be had.
         committed_tcb: The committed TCB as a raw integer, where it can be known.
         endorsements: Certificates in DER by kind, where the host itself has them.
         roots: The roots that its certificates end in. Loaded when asked for.
@@ -40,14 +40,14 @@ class HostParts:
     facts: HostFacts
     simulated: bool
     platform_kernel: Kernel | None
-    kernel_factory: Callable[[], Kernel] | None
+    machines: Machines | None
     asids: Callable[[], Mapping[str, tuple[int, int]]]
     roots: Callable[[], Roots]
     asids_age: float | None = None
     missing: Sequence[str] = ()
     sev_path: str = "/dev/sev"
     kvm_path: str = "/dev/kvm"
-    observer: SimulatedView | None = None
+    plain: bool = False
     committed_tcb: Callable[[], int | None] = lambda: None
     endorsements: Callable[[], Mapping[str, bytes]] | None = None
     reader: Callable[[], Reader] | None = None
@@ -63,4 +63,6 @@ class HostParts:
         """What is missing for the device calls of a service: platform commands do without KVM."""
         if service == "SnpPlatformService" and self.platform_kernel is not None:
             return ()
+        if service == "GuestService" and self.plain:
+            return ()  # what a guest of another type lacks is said when one is asked for
         return self.missing

@@ -5,7 +5,8 @@ A skin has one function per method of its service, named in snake case:
 - unary: `async def f(caller, request) -> response`;
 - server streaming: `def f(caller, request) -> AsyncIterator[response]`;
 - upload: `async def f(caller, chunks, trace) -> response`, where `chunks` yields serialised messages and the function
-  sets `trace.target`.
+  sets `trace.target`;
+- both ways: `def f(caller, chunks, trace) -> AsyncIterator[bytes]`, serialised messages in and out.
 
 A skin may have `cached(attribute) -> bytes | None` for reads with an empty request: serialised bytes that are right
 now. They go out without leaving the event loop and with nothing between them and gRPC but the role.
@@ -34,6 +35,7 @@ REQUEST_ID_TRAILER = "sevd-request-id"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Unary: TypeAlias = Callable[[Caller, Any], Awaitable[Message]]
 Stream: TypeAlias = Callable[[Caller, Any], AsyncIterator[Message]]
+Converse: TypeAlias = Callable[[Caller, AsyncIterator[bytes], Trace], AsyncIterator[bytes]]
 Upload: TypeAlias = Callable[[Caller, AsyncIterator[bytes], Trace], Awaitable[Message]]
 
 
@@ -82,7 +84,7 @@ def _bound(skins: Mapping[ServiceDescriptor, Skin]) -> Iterable[tuple[Method, Sk
 
 def _handler(frame: Frame, method: Method, function: Any, skin: Skin) -> grpc.RpcMethodHandler[Any, Any]:
     if method.uploads and method.streams:
-        raise UndeclaredMethod(f"{method.name} streams both ways, which this server does not offer")
+        return grpc.stream_stream_rpc_method_handler(_converse(frame, method, function))
     if method.uploads:
         return grpc.stream_unary_rpc_method_handler(_upload(frame, method, function))
     if method.streams:
@@ -194,7 +196,40 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, 
     return behave
 
 
-async def _close(messages: AsyncIterator[Message]) -> None:
+def _converse(
+    frame: Frame, method: Method, function: Converse
+) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
+    async def behave(chunks: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        trace, peer = Trace(method.name), context.peer()
+        connection = None
+        try:
+            connection = frame.enter(peer, method.role, method.name, stream=True)
+            try:
+                if method.needs_device:
+                    frame.need_device(method.name)
+                messages = function(connection.caller, chunks, trace)
+                try:
+                    async for message in messages:
+                        yield message
+                finally:
+                    await _close(messages)
+                if frame.stopping:
+                    raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
+            finally:
+                frame.leave(connection, stream=True)
+        except (asyncio.CancelledError, GeneratorExit):
+            frame.record(connection, trace, mutating=True, cancelled=True)
+            raise
+        except Exception as error:
+            lost = frame.failed(error, method.name, trace)
+            frame.record(connection or frame.connections.get(peer), trace, mutating=True)
+            await context.abort(lost.code, lost.message, lost.trailer)
+        frame.record(connection, trace, mutating=True)
+
+    return behave
+
+
+async def _close(messages: AsyncIterator[Any]) -> None:
     """Ends an iterator that may hold something (a subscription, a place among the watchers)."""
     close = getattr(messages, "aclose", None)
     if close is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
-from sev.errors import UsageError
+from google.protobuf.message import DecodeError
+
+from sev.errors import MalformedInput, SevError, UsageError
 from sev.v1 import guest_pb2 as pb
 from sevd.access.identity import Caller
 from sevd.api import messages
@@ -13,6 +16,7 @@ from sevd.api.frame import Trace
 from sevd.api.skin import Messages, PlainSkin
 from sevd.guests.memory import MemoryLoader
 from sevd.guests.model import CreateGuest, GuestType, Region
+from sevd.guests.running import Run
 from sevd.guests.service import Guests
 
 _TYPES = {int(kind) for kind in GuestType}
@@ -110,7 +114,42 @@ class GuestSkin(PlainSkin):
         watch = self._guests.watch(caller, request.guest_id)
         return Messages(watch, lambda guest: pb.WatchGuestsResponse(guest=messages.guest(guest)))
 
+    async def run_guest(self, caller: Caller, chunks: AsyncIterator[bytes], trace: Trace) -> AsyncIterator[bytes]:
+        """Exits as the worker says them, completions as the client does: neither is looked at here."""
+        first = await anext(aiter(chunks), b"")
+        try:
+            request = pb.RunGuestRequest.FromString(first)
+        except DecodeError:
+            raise MalformedInput("the first message is no sev.v1.RunGuestRequest", field="guest_id") from None
+        trace.target = request.guest_id[:64]
+        if not request.guest_id or request.completions or request.control:
+            raise UsageError("guest_id: the first message names the guest, and holds nothing else", field="guest_id")
+        run = await self._guests.running.open(caller, request.guest_id, request.posted_writes)
+        feeding = asyncio.ensure_future(_feed(run, chunks))
+        try:
+            async for item in run:
+                yield item if isinstance(item, bytes) else messages.run_state(item).SerializeToString()
+        finally:
+            feeding.cancel()
+            await run.close()
+
+    async def pause_guest(self, caller: Caller, request: pb.PauseGuestRequest) -> pb.PauseGuestResponse:
+        """Halts a guest's vCPUs."""
+        guest = await self._guests.running.pause(caller, request.guest_id, validate_only=request.validate_only)
+        return pb.PauseGuestResponse(guest=messages.guest(guest))
+
     async def delete_guest(self, caller: Caller, request: pb.DeleteGuestRequest) -> pb.DeleteGuestResponse:
         """Ends a guest in any state."""
         await self._guests.delete(caller, request.guest_id, validate_only=request.validate_only)
         return pb.DeleteGuestResponse()
+
+
+async def _feed(run: Run, chunks: AsyncIterator[bytes]) -> None:
+    """Hands the client's messages to the worker; when they end, so does the run."""
+    try:
+        async for raw in chunks:
+            await run.send(raw)
+    except SevError as error:
+        run.fail(error)
+    else:
+        await run.close()

@@ -12,6 +12,7 @@ from sev.errors import UsageError
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, snp_platform_pb2, types_pb2
 from sevd.events import Event
 from sevd.guests.model import Guest
+from sevd.guests.running import Moved
 from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SnpStatusView
 
 if TYPE_CHECKING:
@@ -144,7 +145,16 @@ def guest(value: Guest) -> guest_pb2.Guest:
         simulated=value.simulated,
         label=value.label,
         updated_pages=value.updated_pages,
+        protected=value.protected,
     )
+
+
+def run_state(moved: Moved) -> guest_pb2.RunGuestResponse:
+    """A state that a running guest took."""
+    state = guest_pb2.RunState(
+        state=guest_pb2.GuestState.ValueType(moved.state), reason=moved.reason, failed=moved.failed
+    )
+    return guest_pb2.RunGuestResponse(state=state)
 
 
 def endorsement(value: Endorsement) -> endorsement_pb2.Endorsement:

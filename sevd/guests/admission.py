@@ -11,7 +11,7 @@ import secrets
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from sev.errors import LimitReached, UsageError
+from sev.errors import LimitReached, NotPermitted, UsageError
 from sevd.access.roles import Role
 from sevd.guests.model import MAX_FIRMWARE_BYTES, PAGE, CreateGuest, GuestType
 
@@ -31,10 +31,22 @@ def new_guest_id() -> str:
     return f"g-{secrets.token_hex(10)}"
 
 
-def check_create(request: CreateGuest, limits: Limits) -> None:
-    """Raises UsageError, naming the field, unless the request can be meant; LimitReached for too many vCPUs."""
-    if request.type != GuestType.SNP:
-        raise UsageError("type: expected SNP, the one technology that is hosted here", field="type")
+def check_create(request: CreateGuest, limits: Limits, *, plain: bool = False) -> None:
+    """Raises unless the request can be meant, and what it asks for is admitted here.
+
+    Raises:
+        UsageError: A value that cannot be meant; names the field.
+        NotPermitted: A plain guest, and these are not admitted.
+        LimitReached: Too many vCPUs.
+    """
+    if request.type == GuestType.PLAIN and not plain:
+        raise NotPermitted(
+            "type: plain guests are not protected from this host, and it does not admit them",
+            field="type",
+            remedy="Set guests.plain = true in the daemon's configuration if that is meant.",
+        )
+    if request.type not in (GuestType.SNP, GuestType.PLAIN):
+        raise UsageError("type: expected SNP or PLAIN, which are hosted here", field="type")
     if request.guest_id and not GUEST_ID.fullmatch(request.guest_id):
         raise UsageError("guest_id: expected 8 to 36 characters of a-z, 0-9 and hyphen", field="guest_id")
     if not 0 < request.memory_bytes <= MAX_MEMORY_BYTES or request.memory_bytes % PAGE:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from sev.errors import NotFound
 from sevd.guests.memory import MemoryMap
-from sevd.guests.model import CreateGuest, Guest, GuestState
+from sevd.guests.model import CreateGuest, Guest, GuestState, GuestType
+from sevd.guests.port import Card
 from sevd.guests.states import Step, after
 
 if TYPE_CHECKING:
-    from sevd.guests.machine import Machine
+    from sevd.guests.port import GuestMachine
 
 
 class Hosted:
@@ -30,19 +31,27 @@ class Hosted:
         sequence: Its place in the order of creation.
     """
 
-    def __init__(self, request: CreateGuest, guest_id: str, owner: str, *, simulated: bool) -> None:
+    def __init__(
+        self,
+        request: CreateGuest,
+        guest_id: str,
+        owner: str,
+        *,
+        simulated: bool,
+        create_time: datetime | None = None,
+    ) -> None:
         self.request = request
         self.guest_id = guest_id
         self.owner = owner
         self.simulated = simulated
-        self.create_time = datetime.now(UTC)
+        self.create_time = create_time or datetime.now(UTC)
         self.state = GuestState.CREATED
         self.policy = 0
         self.launch_digest = b""
         self.asid = 0
         self.failure = ""
         self.updated_pages = 0
-        self.machine: Machine | None = None
+        self.machine: GuestMachine | None = None
         self.memory = MemoryMap(request.memory_bytes, request.firmware_bytes)
         self.lock = asyncio.Lock()
         self.stopping = False
@@ -70,9 +79,19 @@ class Hosted:
             simulated=self.simulated,
             label=self.request.label,
             updated_pages=self.updated_pages,
+            protected=self.protected,
         )
 
-    def ready_for(self, step: Step) -> Machine:
+    @property
+    def protected(self) -> bool:
+        """Whether its technology protects it from its host: not where there is none, nor where it is a model."""
+        return self.request.type != GuestType.PLAIN and not self.simulated
+
+    def card(self) -> Card:
+        """What its machine keeps for a daemon that starts again."""
+        return Card(self.guest_id, self.owner, self.create_time, self.simulated, self.request)
+
+    def ready_for(self, step: Step) -> GuestMachine:
         """The machine, for a step that is possible now.
 
         Raises:

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 
 from sev.errors import NotNow, SevError
 from sevd.devices.work import Withdrawn
-from sevd.guests.machine import Finish, Machine, SimulatedView, accepted_bytes
+from sevd.guests.machine import Finish, accepted_bytes
 from sevd.guests.model import PAGE, Guest, GuestState, Region
 from sevd.guests.states import Step, after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from sev.launch.seam import Kernel
     from sevd.devices.quiet import Quiet
     from sevd.devices.scheduler import Scheduler
     from sevd.devices.work import Work
     from sevd.events import Publisher
     from sevd.guests.admission import Ledger
     from sevd.guests.hosted import Hosted
+    from sevd.guests.port import Found, GuestMachine, Machines
     from sevd.guests.registry import Registry
     from sevd.guests.watch import Watchers
 
@@ -45,11 +45,9 @@ class Launcher:
         ledger: Ledger,
         watchers: Watchers,
         quiet: Quiet,
-        observer: SimulatedView | None,
+        machines: Machines | None,
         changed: Callable[[], None],
         chunk_bytes: int,
-        sev_path: str,
-        kvm_path: str,
     ) -> None:
         self._scheduler = scheduler
         self._events = events
@@ -57,17 +55,19 @@ class Launcher:
         self._ledger = ledger
         self._watchers = watchers
         self._quiet = quiet
-        self._observer = observer
+        self._machines = machines
         self._changed = changed
         self._chunk = max(chunk_bytes // PAGE, 1) * PAGE
-        self._paths = (sev_path, kvm_path)
+        self._losses: set[asyncio.Task[None]] = set()
         self.closed = False
 
-    async def create(self, guest: Hosted, factory: Callable[[], Kernel], work: Work) -> Guest:
+    async def create(self, guest: Hosted, machines: Machines, work: Work) -> Guest:
         """Makes the machine of a guest whose id and limits are reserved; on failure gives everything back."""
-        machine: Machine | None = None
+        machine: GuestMachine | None = None
         try:
-            machine = await work.do(self._build, guest, factory)
+            # A process takes its time to start: other guests' work goes on meanwhile.
+            machine = await asyncio.to_thread(machines.make)
+            await work.do(machine.create, guest.card())
             work.check()
             if self.closed:
                 raise NotNow("the daemon is stopping", remedy="Try again when it runs again.")
@@ -77,11 +77,26 @@ class Launcher:
             guest.machine = machine
             await self._give_up(guest)
             raise
-        guest.machine = machine
-        guest.asid = machine.asid
-        self._registry.add(guest)
+        self._take(guest, machine)
         self._become(guest, GuestState.CREATED, "guest.created", "was created")
         return guest.view()
+
+    def adopt(self, guest: Hosted, found: Found) -> None:
+        """Takes a guest over that an earlier daemon left."""
+        self._registry.check_free(guest.owner, guest.guest_id)
+        self._ledger.take(guest.owner, guest.request)
+        progress = found.progress
+        guest.policy, guest.launch_digest = progress.policy, progress.launch_digest
+        guest.failure, guest.updated_pages = progress.failure, progress.updated_pages
+        for start, end in progress.taken:
+            guest.memory.taken.add(start, end)
+        if found.machine is None:
+            self._registry.add(guest)
+            guest.stopping, guest.failure = True, found.reason
+            self._become(guest, GuestState.LOST, "guest.lost", f"was lost: {found.reason}")
+            return
+        self._take(guest, found.machine)
+        self._become(guest, progress.state, "guest.found", "was found again in its worker")
 
     async def start(self, guest: Hosted, policy: int, gosvw: bytes, work: Work) -> Guest:
         """SNP_LAUNCH_START. A refusal leaves the guest CREATED."""
@@ -168,20 +183,47 @@ class Launcher:
     async def lose(self, reason: str) -> None:
         """Every guest is LOST, and what it held is given back."""
         for guest in self._registry:
-            if guest.state not in (GuestState.LOST, GuestState.DELETED):
-                guest.stopping = True
-                guest.failure = reason
-                self._become(guest, GuestState.LOST, "guest.lost", f"was lost: {reason}")
+            self._declare_lost(guest, reason)
         for guest in self._registry:
             async with guest.lock:
                 await self._give_up(guest)
 
-    def _build(self, guest: Hosted, factory: Callable[[], Kernel]) -> Machine:
-        """Runs on the worker."""
-        sev_path, kvm_path = self._paths
-        machine = Machine(factory(), self._observer, sev_path=sev_path, kvm_path=kvm_path)
-        machine.create(guest.request)
-        return machine
+    async def lose_one(self, guest: Hosted, machine: GuestMachine, reason: str) -> None:
+        """The machine of this guest ended by itself: the guest is LOST, and what it held is given back."""
+        if guest.machine is not machine or guest.state is GuestState.DELETED:
+            return
+        self._declare_lost(guest, reason)
+        async with guest.lock:
+            if guest.machine is machine:
+                await self._give_up(guest)
+
+    async def leave(self) -> None:
+        """The daemon ends and the guests do not: gives up what the daemon holds of them."""
+        for guest in self._registry:
+            async with guest.lock:
+                machine, guest.machine = guest.machine, None
+                if machine is not None:
+                    await asyncio.to_thread(machine.leave)
+
+    def _declare_lost(self, guest: Hosted, reason: str) -> None:
+        if guest.state not in (GuestState.LOST, GuestState.DELETED):
+            guest.stopping = True
+            guest.failure = reason
+            self._become(guest, GuestState.LOST, "guest.lost", f"was lost: {reason}")
+
+    def _take(self, guest: Hosted, machine: GuestMachine) -> None:
+        """The guest has this machine from now on, and is LOST if that ends."""
+        guest.machine = machine
+        guest.asid = machine.asid
+        self._registry.add(guest)
+
+        def lost(reason: str) -> None:
+            task = asyncio.ensure_future(self.lose_one(guest, machine, reason))
+            self._losses.add(task)
+            task.add_done_callback(self._losses.discard)
+
+        if self._machines is not None:
+            self._machines.watch(machine, lost)
 
     def _pieces(self, regions: tuple[Region, ...]) -> Iterator[tuple[int, int, int]]:
         """(index of the region, address, bytes) of every piece, in order."""
@@ -202,6 +244,10 @@ class Launcher:
             except Exception:
                 log.exception("the machine of guest %s could not be closed", guest.lane)
         self._changed()
+
+    def ran(self, guest: Hosted, state: GuestState, kind: str, what: str) -> None:
+        """A state that its running brought (sevd.guests.running)."""
+        self._become(guest, state, kind, what)
 
     def _become(
         self, guest: Hosted, state: GuestState, kind: str, what: str, details: Mapping[str, str] | None = None

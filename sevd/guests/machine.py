@@ -1,4 +1,6 @@
-"""The machine of one hosted guest: the launch driver, the process it runs in, and the launch digest.
+"""The machine of one hosted guest in this process: the launch driver, the kernel it stands on, the launch digest.
+
+The daemon uses it with a simulated process; a worker, which has no other task, with the real kernel.
 
 Everything here blocks and runs on the device worker, `memory` excepted. A machine that could not be created, and one
 that was closed, holds nothing: no descriptor, no ASID, no memory.
@@ -9,12 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sev.errors import NotOffered, SevError
-from sev.launch import Snp
-from sevd.guests.model import CreateGuest, PageType
+from sev.launch.plain import Plain
+from sev.launch.snp import Snp
+from sevd.guests.model import GuestType, PageType
+from sevd.guests.port import Found, GuestMachine, Piece, SharedMemory
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from sev.launch.machine import Machine as LaunchMachine
     from sev.launch.seam import Kernel
     from sevd.guests.digest import LaunchDigest
+    from sevd.guests.port import Card
 
 
 class KeyRequest(NamedTuple):
@@ -69,10 +78,10 @@ class Finish(NamedTuple):
 
 
 class Machine:
-    """One VM under launch.
+    """One VM under launch (sevd.guests.port.GuestMachine).
 
     Args:
-        process: The process that the VM belongs to; `close` ends it.
+        process: Makes the process that the VM belongs to; `close` ends it.
         observer: The model's view on a simulated platform; None on a real one.
         sev_path: The SEV device.
         kvm_path: The KVM device.
@@ -80,21 +89,47 @@ class Machine:
 
     def __init__(
         self,
-        process: Kernel,
+        process: Callable[[], Kernel],
         observer: SimulatedView | None,
         *,
         sev_path: str = "/dev/sev",
         kvm_path: str = "/dev/kvm",
     ) -> None:
         self._observer = observer
-        self._process = process
+        self._make_process = process
+        self._made: Kernel | None = None
+        self._sev_path = sev_path
+        self._kvm_path = kvm_path
         self._digest: LaunchDigest | None = None
-        self._vm = Snp(self._process, sev_path=sev_path, kvm_path=kvm_path)
+        self._driver: Snp | Plain | None = None
 
-    def create(self, request: CreateGuest) -> None:
+    @property
+    def _vm(self) -> Snp | Plain:
+        assert self._driver is not None, "create comes first"
+        return self._driver
+
+    @property
+    def _process(self) -> Kernel:
+        assert self._made is not None, "create comes first"
+        return self._made
+
+    @property
+    def vm(self) -> LaunchMachine:
+        """The VM itself: its descriptors and memory. Raises WrongState where there is none."""
+        return self._vm.machine
+
+    def create(self, card: Card) -> None:
         """Makes the VM with its memory and vCPUs. Whatever fails, nothing is left behind."""
+        request = card.request
+        self._made = self._make_process()
+        plain = request.type == GuestType.PLAIN
         try:
-            self._vm.create(
+            self._driver = (
+                Plain(self._process, kvm_path=self._kvm_path)
+                if plain
+                else Snp(self._process, sev_path=self._sev_path, kvm_path=self._kvm_path)
+            )
+            self._driver.create(
                 request.memory_bytes,
                 request.firmware_bytes,
                 request.vcpu_count,
@@ -105,7 +140,9 @@ class Machine:
         except BaseException:
             self.close()
             raise
-        if self._observer is None:
+        if plain:
+            self._observer = None
+        elif self._observer is None:
             from sevd.guests.digest import LaunchDigest  # a simulated platform tells its digest itself
 
             self._digest = LaunchDigest(request)
@@ -120,8 +157,14 @@ class Machine:
         """The writable bytes of an address range that no update took yet. From any thread."""
         return self._vm.memory(gpa, size)
 
+    def share(self) -> SharedMemory:
+        """The guest's memfd and what lies where in it."""
+        memory = self.vm.guest_memory
+        assert memory is not None, "a machine that was created has memory"
+        return SharedMemory(memory.fd, tuple(Piece(one.gpa, one.size, one.offset) for one in memory.ranges))
+
     def start(self, policy: int, gosvw: bytes) -> None:
-        """SNP_LAUNCH_START."""
+        """SNP_LAUNCH_START; nothing of a plain guest."""
         self._vm.start(policy, gosvw)
 
     def update(self, gpa: int, size: int, page_type: int) -> None:
@@ -138,7 +181,7 @@ class Machine:
                 self._reckon(gpa, done, page_type)
 
     def finish(self, finish: Finish) -> bytes:
-        """SNP_LAUNCH_FINISH; answers the launch digest, 48 bytes."""
+        """SNP_LAUNCH_FINISH; answers the launch digest, 48 bytes, or nothing for a plain guest."""
         self._vm.finish(
             finish.id_block,
             finish.id_auth,
@@ -158,12 +201,24 @@ class Machine:
         """Plays the guest: MSG_KEY_REQ. Raises NotOffered on a real platform."""
         return self._player().guest_key(self._process, self._vm.vm_fd, request)
 
+    def run_connection(self) -> socket.socket:
+        """Raises NotOffered: what lives in the daemon's own process does not execute."""
+        raise NotOffered(
+            "guests do not execute in the daemon's own simulator",
+            remedy="Run sevd-simulator, and the daemon with --simulator, on a machine that has /dev/kvm.",
+        )
+
+    def leave(self) -> None:
+        """It ends with the daemon."""
+        self.close()
+
     def close(self) -> None:
         """Ends the VM, frees its ASID, and ends the process it belonged to."""
         try:
-            self._vm.close()
+            if self._driver is not None:
+                self._driver.close()
         finally:
-            leave = getattr(self._process, "exit", None)
+            leave = getattr(self._made, "exit", None)
             if leave is not None:
                 leave()
 
@@ -178,12 +233,54 @@ class Machine:
             self._digest.add_run(page_type, gpa, size)
 
     def _player(self) -> SimulatedView:
+        if isinstance(self._driver, Plain):
+            raise NotOffered("a plain guest is not protected: there is nothing that a report could vouch for")
         if self._observer is None:
             raise NotOffered(
                 "a guest's report travels encrypted with the guest's own key: the host cannot ask for it",
                 remedy="Ask inside the guest: sev attest report.",
             )
         return self._observer
+
+
+class OwnMachines:
+    """Machines in this process, which end with it (sevd.guests.port.Machines).
+
+    Args:
+        process: Makes the process that a VM belongs to.
+        observer: The model's view on a simulated platform.
+        sev_path: The SEV device.
+        kvm_path: The KVM device.
+    """
+
+    outlive = False
+
+    def __init__(
+        self,
+        process: Callable[[], Kernel],
+        observer: SimulatedView | None,
+        *,
+        sev_path: str = "/dev/sev",
+        kvm_path: str = "/dev/kvm",
+    ) -> None:
+        self._process = process
+        self._observer = observer
+        self._paths = (sev_path, kvm_path)
+
+    def make(self) -> GuestMachine:
+        """A machine to be created."""
+        sev_path, kvm_path = self._paths
+        return Machine(self._process, self._observer, sev_path=sev_path, kvm_path=kvm_path)
+
+    def watch(self, machine: GuestMachine, lost: Callable[[str], None]) -> None:
+        """It cannot end without the daemon."""
+
+    def find(self) -> Iterable[Found]:
+        """Nothing outlived an earlier daemon."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing was prepared."""
 
 
 def accepted_bytes(error: SevError) -> int:

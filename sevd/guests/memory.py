@@ -40,6 +40,11 @@ class Intervals:
             return max(start, self._starts[index])
         return None
 
+    def runs(self, first: int, most: int) -> list[tuple[int, int]]:
+        """At most so many ranges (start, end), from the one that holds or follows an address on."""
+        index = bisect_right(self._ends, first)
+        return list(zip(self._starts[index : index + most], self._ends[index : index + most], strict=True))
+
     def add(self, start: int, end: int) -> None:
         """Puts [start, end) in."""
         if start >= end:

@@ -25,6 +25,10 @@ class GuestType(IntEnum):
 
     UNSPECIFIED = 0
     SNP = 1
+    SEV_ES = 2
+    SEV = 3
+    PLAIN = 4
+    """None: an ordinary VM."""
 
 
 class GuestState(IntEnum):
@@ -37,6 +41,9 @@ class GuestState(IntEnum):
     FAILED = 4
     LOST = 5
     DELETED = 6
+    RUNNING = 7
+    PAUSED = 8
+    STOPPED = 9
 
 
 class PageType(IntEnum):
@@ -68,6 +75,7 @@ class Guest:
         simulated: The platform is simulated.
         label: Label of the owner's choosing.
         updated_pages: Pages of 4 KiB that LAUNCH_UPDATE accepted so far.
+        protected: The technology protects it from its host: neither a plain guest nor a simulated one.
     """
 
     guest_id: str
@@ -84,6 +92,7 @@ class Guest:
     simulated: bool = False
     label: str = ""
     updated_pages: int = 0
+    protected: bool = False
 
 
 @record
@@ -98,7 +107,7 @@ class CreateGuest:
         ap_reset_address: Where the other vCPUs start; below 4 GiB.
         vmsa_features: VMSA SEV_FEATURES wanted; bit 0 is always set.
         guest_id: Identifier wanted; empty: one is made.
-        type: Technology.
+        type: Technology: SNP or PLAIN.
         label: Label, at most 64 characters.
     """
 

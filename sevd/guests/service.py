@@ -7,6 +7,8 @@ check, and changes nothing.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from sev.errors import DeviceMissing, MalformedInput, NotNow, NotPermitted, UsageError
@@ -16,17 +18,18 @@ from sevd.guests.admission import Ledger, check_create
 from sevd.guests.hosted import Hosted
 from sevd.guests.launcher import Launcher
 from sevd.guests.limits import Limits
-from sevd.guests.machine import Finish, KeyRequest, SimulatedView
+from sevd.guests.machine import Finish, KeyRequest
 from sevd.guests.memory import MemoryLoader
-from sevd.guests.model import CreateGuest, Guest, Region
+from sevd.guests.model import CreateGuest, Guest, GuestType, Region
+from sevd.guests.port import Machines, SharedMemory
 from sevd.guests.registry import Registry
+from sevd.guests.running import Running
 from sevd.guests.states import Step, after
 from sevd.guests.watch import Watch, Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sev.launch.seam import Kernel
     from sevd.access.identity import Caller
     from sevd.devices.scheduler import Scheduler
     from sevd.events import Publisher
@@ -34,41 +37,42 @@ if TYPE_CHECKING:
 REPORT_DATA = 64
 """Bytes of report data."""
 
+log = logging.getLogger(__name__)
+
 
 class Guests:
     """All hosted guests of one daemon.
 
     Args:
-        kernel_factory: Makes the process that a guest's VM belongs to; None while a device is missing.
+        machines: Where guests' machines come from; None while a device is missing.
         scheduler: Where device work runs.
         events: Where to say what happened.
         limits: Limits per identity.
-        observer: The model's view on a simulated platform; None on a real one.
-        missing: What is missing, one sentence each; told where `kernel_factory` is None.
+        simulated: The platform is a model.
+        plain: Plain guests are admitted.
+        missing: What is missing, one sentence each; told where `machines` is None.
         changed: Called whenever a guest came, went, or took or freed an ASID.
         quiet: Shared with the platform's commands that need no launch in flight.
-        sev_path: The SEV device.
-        kvm_path: The KVM device.
     """
 
     def __init__(
         self,
-        kernel_factory: Callable[[], Kernel] | None,
+        machines: Machines | None,
         scheduler: Scheduler,
         events: Publisher,
         *,
         limits: Limits | None = None,
-        observer: SimulatedView | None = None,
+        simulated: bool = False,
+        plain: bool = False,
         missing: Callable[[], Sequence[str]] = tuple,
         changed: Callable[[], None] = lambda: None,
         quiet: Quiet | None = None,
-        sev_path: str = "/dev/sev",
-        kvm_path: str = "/dev/kvm",
     ) -> None:
-        self._kernel_factory = kernel_factory
+        self._machines = machines
         self._scheduler = scheduler
         self._limits = limits or Limits()
-        self._simulated = observer is not None
+        self._simulated = simulated
+        self._plain = plain
         self._missing = missing
         self._registry = Registry()
         self._ledger = Ledger(self._limits)
@@ -82,12 +86,12 @@ class Guests:
             ledger=self._ledger,
             watchers=self._watchers,
             quiet=quiet or Quiet(),
-            observer=observer,
+            machines=machines,
             changed=changed,
             chunk_bytes=self._limits.chunk_bytes,
-            sev_path=sev_path,
-            kvm_path=kvm_path,
         )
+        self.running = Running(self._registry, self._launcher.ran)
+        """Guests that are launched, and run."""
 
     def __len__(self) -> int:
         """How many guests there are, of everybody."""
@@ -123,11 +127,12 @@ class Guests:
         Raises:
             UsageError: A field that cannot be meant, or an id that the caller uses already.
             LimitReached: A limit of the caller; or, with an errno, of the host (no free ASID: EBUSY).
+            NotPermitted: A plain guest, and the configuration does not admit them.
             DeviceMissing: There is no device; the message lists what is missing.
             FirmwareError, KernelError: Refused.
         """
-        check_create(request, self._limits)
-        factory = self._open_for_business()
+        check_create(request, self._limits, plain=self._plain)
+        machines = self._open_for_business(request)
         if request.guest_id:
             self._registry.check_free(caller.owner, request.guest_id)
         self._ledger.check(caller, request)
@@ -137,7 +142,7 @@ class Guests:
         self._ledger.take(caller.owner, request)
         guest = Hosted(request, guest_id, caller.owner, simulated=self._simulated)
         work = Work(self._scheduler, guest.lane)
-        return await self._steps.run(self._launcher.create(guest, factory, work), work)
+        return await self._steps.run(self._launcher.create(guest, machines, work), work)
 
     async def load(self, caller: Caller, guest_id: str) -> MemoryLoader:
         """A way to fill the guest's memory; legal in CREATED and LAUNCHING. Writing does not wait for the device."""
@@ -255,23 +260,58 @@ class Guests:
         """The platform is gone (a power loss): every guest is LOST, and what it held is given back."""
         await self._launcher.lose(reason)
 
+    def share(self, caller: Caller, guest_id: str) -> SharedMemory:
+        """The guest's memory to be mapped, for the owner alone. Legal as long as `load` is, and once it is launched.
+
+        Raises:
+            NotFound: The guest does not exist for this caller.
+            NotPermitted: It is somebody else's.
+            NotOffered: Its memory cannot be mapped.
+        """
+        guest = self._registry.find(caller, guest_id)
+        if guest.owner != caller.owner:
+            raise NotPermitted(f"the memory of guest {guest.guest_id} is its owner's alone", field="guest_id")
+        if guest.stopping or guest.machine is None:
+            raise guest.gone()
+        return guest.machine.share()
+
+    async def open(self) -> None:
+        """Takes over the guests that an earlier daemon left; to be called once, before anything else."""
+        if self._machines is None:
+            return
+        for found in await asyncio.to_thread(lambda machines: list(machines.find()), self._machines):
+            card = found.card
+            guest = Hosted(
+                card.request, card.guest_id, card.owner, simulated=card.simulated, create_time=card.create_time
+            )
+            self._launcher.adopt(guest, found)
+
     async def close(self, seconds: float = 10.0) -> None:
-        """The daemon ends: no new guests, those that are there are LOST, streams end after having said so."""
+        """The daemon ends: no new guests. Those in workers go on without it; others are LOST, and streams say so."""
         self._closed = True
         self._launcher.closed = True
-        await self.lose("the daemon ended, and its guests with it")
-        await self._steps.drain(seconds)
+        await self.running.close()
+        if self._machines is not None and self._machines.outlive:
+            if len(self):
+                log.info("the daemon ends and its guests do not: workers=%d", len(self))
+            await self._steps.drain(seconds)
+            await self._launcher.leave()
+        else:
+            await self.lose("the daemon ended, and its guests with it")
+            await self._steps.drain(seconds)
+        if self._machines is not None:
+            await asyncio.to_thread(self._machines.close)
         self._watchers.end()
 
-    def _open_for_business(self) -> Callable[[], Kernel]:
+    def _open_for_business(self, request: CreateGuest) -> Machines:
         if self._closed:
             raise NotNow("the daemon is stopping", remedy="Try again when it runs again.")
-        if self._kernel_factory is None:
-            missing = list(self._missing())
+        missing = list(self._missing())
+        if self._machines is None or (missing and request.type != GuestType.PLAIN):
             raise DeviceMissing(
-                " ".join(["no guest can be launched here.", *missing]), metadata={"missing": "\n".join(missing)}
+                " ".join(["no such guest can be launched here.", *missing]), metadata={"missing": "\n".join(missing)}
             )
-        return self._kernel_factory
+        return self._machines
 
     def _playable(self, caller: Caller, guest_id: str) -> Hosted:
         """A guest that the caller may play: its own. An administrator sees others' guests, not their secrets."""

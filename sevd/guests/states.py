@@ -4,6 +4,9 @@
                 load_memory                 load_memory
                                             update_launch
 
+    READY ── run ──> RUNNING ── pause ──> PAUSED ── run ──> RUNNING
+                     RUNNING ── shutdown, triple fault, a state that cannot be run ──> STOPPED
+
     any of these ── the launch failed for good ──> FAILED          (a failed finish_launch, the daemon's own failure)
     any of these ── the platform lost it ──> LOST                  (power loss, the daemon's end)
     any of all   ── delete_guest ──> DELETED
@@ -31,6 +34,8 @@ class Step(StrEnum):
     FINISH = "finish_launch"
     PLAY = "guest_report"
     """Reports and keys of a launched guest; on simulated hosts only."""
+    RUN = "run_guest"
+    PAUSE = "pause_guest"
     DELETE = "delete_guest"
 
 
@@ -42,7 +47,10 @@ AFTER: dict[GuestState, dict[Step, GuestState]] = {
         Step.FINISH: S.READY,
         Step.DELETE: S.DELETED,
     },
-    S.READY: {Step.PLAY: S.READY, Step.DELETE: S.DELETED},
+    S.READY: {Step.PLAY: S.READY, Step.RUN: S.RUNNING, Step.DELETE: S.DELETED},
+    S.RUNNING: {Step.PLAY: S.RUNNING, Step.PAUSE: S.PAUSED, Step.DELETE: S.DELETED},
+    S.PAUSED: {Step.PLAY: S.PAUSED, Step.RUN: S.RUNNING, Step.DELETE: S.DELETED},
+    S.STOPPED: {Step.DELETE: S.DELETED},
     S.FAILED: {Step.DELETE: S.DELETED},
     S.LOST: {Step.DELETE: S.DELETED},
     S.DELETED: {},
@@ -73,6 +81,7 @@ def after(state: GuestState, step: Step) -> GuestState:
 
 _REMEDIES = {
     S.READY: "The guest is launched and measured: that cannot be repeated. Create another one.",
+    S.STOPPED: "The guest ended: delete it and create another one.",
     S.FAILED: "The launch failed for good: delete the guest and create another one.",
     S.LOST: "The platform lost the guest: delete it and create another one.",
 }

@@ -12,6 +12,7 @@ from sevd.access.roles import Role
 from sevd.devices import Quiet, Scheduler
 from sevd.events import Event, Events
 from sevd.guests import CreateGuest, Guest, Guests, Limits, PageType, Region, SimulatedView
+from sevd.guests.machine import OwnMachines
 from sevd.simulator import Simulator
 from sevd.simulator.process import Process
 from tests.support.simulated import simulated_host
@@ -111,12 +112,13 @@ async def hosting(
             processes.append(simulator.process())
             return processes[-1]
 
+        view = observer(simulator)
         guests = Guests(
-            process,
+            OwnMachines(process, view),
             scheduler,
             events,
             limits=limits,
-            observer=observer(simulator),
+            simulated=view is not None,
             changed=lambda: changes.append(simulator.asids()["sev_es"][1]),
             quiet=quiet,
         )

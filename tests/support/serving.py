@@ -69,7 +69,14 @@ class EasySkin:
             self.calls.append((method.attribute, caller))
             yield method.response()
 
-        return upload if method.uploads else stream if method.streams else unary
+        async def converse(caller: Any, chunks: AsyncIterator[bytes], trace: Any) -> AsyncIterator[bytes]:
+            async for _ in chunks:
+                self.calls.append((method.attribute, caller))
+                yield method.response().SerializeToString()
+
+        if method.uploads:
+            return converse if method.streams else upload
+        return stream if method.streams else unary
 
 
 @contextlib.asynccontextmanager
@@ -126,6 +133,10 @@ async def call_on(channel: grpc.aio.Channel, method: Method, request: Any, **mor
         "response_deserializer": method.response.FromString,
     }
     more.setdefault("timeout", 20)
+    if method.uploads and method.streams:
+        both: Any = channel.stream_stream(method.path, **codec)(iter([request]), **more)
+        answer = await both.read()
+        return None if answer is grpc.aio.EOF else answer
     if method.uploads:
         return await channel.stream_unary(method.path, **codec)(iter([request]), **more)
     if method.streams:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import mmap
 import os
 import struct
 from functools import lru_cache
@@ -12,6 +10,7 @@ from functools import lru_cache
 from sev.abi import kvm, kvm_vcpu
 from sev.errors import NotOffered, UsageError
 from sev.launch import reset_state
+from sev.launch.memory import FOUR_GIB, LOW_RAM_END, PAGE, GuestMemory, Range
 from sev.launch.refusals import opening, refused
 
 TYPE_CHECKING = False
@@ -19,10 +18,7 @@ if TYPE_CHECKING:
     from sev.abi.record import Record
     from sev.launch.seam import Kernel
 
-PAGE = 4096
-LOW_RAM_END = 2 << 30
-FOUR_GIB = 4 << 30
-_ADDRESS_LIMIT = 1 << 52
+__all__ = ["FOUR_GIB", "LOW_RAM_END", "PAGE", "Machine"]
 
 _APIC_BASE_OFFSET = kvm_vcpu.Sregs.offsets()["apic_base"][0]
 _EBX, _EDX = 16, 24
@@ -30,15 +26,13 @@ _EBX, _EDX = 16, 24
 _X2APIC_LEAVES = (0xB, 0x1F, 0x80000026)
 
 
-class _Region:
-    """One memory slot: guest physical range, its shared view and its guest_memfd."""
+class _Slot:
+    """One memory slot: a range of guest memory, the address of its shared view, and its guest_memfd (-1: none)."""
 
-    __slots__ = ("address", "fd", "gpa", "ram", "size")
+    __slots__ = ("address", "fd", "range")
 
-    def __init__(self, gpa: int, size: int, ram: mmap.mmap, address: int, fd: int) -> None:
-        self.gpa = gpa
-        self.size = size
-        self.ram = ram
+    def __init__(self, part: Range, address: int, fd: int) -> None:
+        self.range = part
         self.address = address
         self.fd = fd
 
@@ -49,7 +43,13 @@ class Machine:
     Args:
         kernel: The kernel as this process sees it.
         path: Device of KVM.
-        vm_type: sev.abi.kvm.VM_TYPE_*.
+        vm_type: sev.abi.kvm.VM_TYPE_*. Memory of the default type is shared with the guest; of others it is private.
+
+    Attributes:
+        finished: Its launch is finished.
+        vm_fd: The VM's descriptor.
+        vcpu_fds: Those of its vCPUs, the boot vCPU first.
+        guest_memory: Its memory; None before `add_memory`.
 
     Raises:
         DeviceMissing, NotPermitted: The device is not there, or not for this process.
@@ -58,9 +58,11 @@ class Machine:
 
     def __init__(self, kernel: Kernel, path: str, vm_type: int) -> None:
         self._kernel = kernel
-        self._regions: list[_Region] = []
-        self._vcpus: list[int] = []
+        self._private = vm_type != kvm.VM_TYPE_DEFAULT
+        self._slots: list[_Slot] = []
         self._cpuid = b""
+        self.vcpu_fds: list[int] = []
+        self.guest_memory: GuestMemory | None = None
         self.finished = False
         self.vm_fd = -1
         try:
@@ -68,7 +70,7 @@ class Machine:
         except OSError as error:
             raise opening(error, path) from None
         try:
-            offered = self._extension(kvm.CAP_VM_TYPES)
+            offered = self._extension(kvm.CAP_VM_TYPES) | 1 << kvm.VM_TYPE_DEFAULT
             if not offered >> vm_type & 1:
                 raise NotOffered(
                     f"KVM cannot create VMs of type {vm_type} here (it offers the types in 0x{offered:x})",
@@ -116,36 +118,41 @@ class Machine:
         self._structure(self.vm_fd, kvm.KVM_ENABLE_CAP, kvm.EnableCap(capability, arg0=argument), "KVM_ENABLE_CAP")
 
     def add_memory(self, memory_bytes: int, firmware_bytes: int) -> None:
-        """Guest RAM from address 0, and the firmware region below 4 GiB, all private.
+        """Guest RAM from address 0, and the firmware region below 4 GiB.
 
         Raises:
             UsageError: Sizes that are not whole pages, or that do not fit the address space.
             KernelError: The kernel refused.
         """
-        for name, size in (("memory_bytes", memory_bytes), ("firmware_bytes", firmware_bytes)):
-            if size < 0 or size % PAGE or size > _ADDRESS_LIMIT - FOUR_GIB:
-                raise UsageError(f"{name}: {size} is not a possible size in whole pages of {PAGE}", field=name)
-        if not memory_bytes + firmware_bytes:
-            raise UsageError("a guest needs memory", field="memory_bytes")
-        if firmware_bytes > FOUR_GIB - LOW_RAM_END:
-            raise UsageError(
-                f"firmware_bytes: {firmware_bytes} does not fit between 2 and 4 GiB", field="firmware_bytes"
-            )
-        low = min(memory_bytes, LOW_RAM_END)
-        layout = ((0, low), (FOUR_GIB - firmware_bytes, firmware_bytes), (FOUR_GIB, memory_bytes - low))
-        for slot, (gpa, size) in enumerate(layout):
-            if size:
-                self._add_region(slot, gpa, size)
+        self.guest_memory = GuestMemory(memory_bytes, firmware_bytes)
+        for slot, part in enumerate(self.guest_memory.ranges):
+            self._add_slot(slot, part)
 
     def view(self, gpa: int, size: int) -> memoryview:
         """The shared view of guest memory. Raises UsageError if it is not inside one region."""
-        region = self._region(gpa, size)
-        return memoryview(region.ram)[gpa - region.gpa : gpa - region.gpa + size]
+        return self._memory().view(gpa, size)
 
     def address(self, gpa: int, size: int) -> int:
         """Address of the shared view in this process. Raises UsageError if it is not inside one region."""
-        region = self._region(gpa, size)
-        return region.address + gpa - region.gpa
+        part = self._memory().find(gpa, size)
+        slot = next(slot for slot in self._slots if slot.range is part)
+        return slot.address + gpa - part.gpa
+
+    def private_pages(self, gpa: int, size: int) -> tuple[int, int]:
+        """(guest_memfd, offset) that hold the private pages of an address range.
+
+        Raises:
+            UsageError: It is not inside one region, or this machine's memory is not private.
+        """
+        part = self._memory().find(gpa, size)
+        slot = next(slot for slot in self._slots if slot.range is part)
+        if slot.fd < 0:
+            raise UsageError("this machine has no private memory", field="gpa")
+        return slot.fd, gpa - part.gpa
+
+    def vcpu_mmap_size(self) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE: bytes of a vCPU's shared mapping."""
+        return self._ioctl(self._kvm_fd, kvm.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE")
 
     def supported_cpuid(self, signature: int) -> bytes:
         """KVM_GET_SUPPORTED_CPUID with another CPU signature: the struct kvm_cpuid2."""
@@ -182,7 +189,7 @@ class Machine:
                 start = ap_reset_address if index else reset_state.BOOT_ADDRESS
                 _set_apic_id(leaves, fields, index)
                 fd = self._ioctl(self.vm_fd, kvm.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
-                self._vcpus.append(fd)
+                self.vcpu_fds.append(fd)
                 self._ioctl(fd, kvm.KVM_SET_CPUID2, cpuid, "KVM_SET_CPUID2")
                 self._ioctl(fd, kvm.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
                 (apic_base,) = struct.unpack_from("<Q", state, _APIC_BASE_OFFSET)
@@ -194,54 +201,48 @@ class Machine:
 
     def close(self) -> None:
         """Closes every descriptor and gives the memory back; the VM ends with the last descriptor."""
-        for region in self._regions:
-            self._kernel.memory.release(region.address)
-            self._kernel.close(region.fd)
-        # An mmap whose views are still in the caller's hands is freed with the last of them.
-        self._regions.clear()
-        for fd in (*self._vcpus, self.vm_fd, self._kvm_fd):
+        for slot in self._slots:
+            self._kernel.memory.release(slot.address)
+            if slot.fd >= 0:
+                self._kernel.close(slot.fd)
+        self._slots.clear()
+        for fd in (*self.vcpu_fds, self.vm_fd, self._kvm_fd):
             if fd >= 0:
                 self._kernel.close(fd)
-        self._vcpus.clear()
+        self.vcpu_fds.clear()
         self.vm_fd = self._kvm_fd = -1
+        if self.guest_memory is not None:
+            self.guest_memory.close()
 
-    def _add_region(self, slot: int, gpa: int, size: int) -> None:
+    def _add_slot(self, slot: int, part: Range) -> None:
+        fd = -1
+        if self._private:
+            request = kvm.CreateGuestMemfd(part.size)
+            fd = self._structure(self.vm_fd, kvm.KVM_CREATE_GUEST_MEMFD, request, "KVM_CREATE_GUEST_MEMFD")
         try:
-            ram = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if gpa < FOUR_GIB <= gpa + size:
-                # The firmware fills its region; RAM is touched here and there, and stays in small pages.
-                with contextlib.suppress(OSError):
-                    ram.madvise(mmap.MADV_HUGEPAGE)
-        except (OSError, ValueError, OverflowError) as error:
-            raise UsageError(
-                f"memory_bytes: {size} bytes cannot be had from this machine: {error}", field="memory_bytes"
-            ) from None
-        request = kvm.CreateGuestMemfd(size)
-        fd = self._structure(self.vm_fd, kvm.KVM_CREATE_GUEST_MEMFD, request, "KVM_CREATE_GUEST_MEMFD")
-        try:
-            address = self._kernel.memory.place(memoryview(ram))
+            address = self._kernel.memory.place(memoryview(part.pages))
         except BaseException:
-            self._kernel.close(fd)
+            if fd >= 0:
+                self._kernel.close(fd)
             raise
-        self._regions.append(_Region(gpa, size, ram, address, fd))
-        self._structure(
-            self.vm_fd,
-            kvm.KVM_SET_USER_MEMORY_REGION2,
-            kvm.UserMemoryRegion2(slot, kvm.MEM_GUEST_MEMFD, gpa, size, address, 0, fd),
-            "KVM_SET_USER_MEMORY_REGION2",
-        )
+        self._slots.append(_Slot(part, address, fd))
+        if not self._private:
+            shared = kvm.UserMemoryRegion(slot, 0, part.gpa, part.size, address)
+            self._structure(self.vm_fd, kvm.KVM_SET_USER_MEMORY_REGION, shared, "KVM_SET_USER_MEMORY_REGION")
+            return
+        private = kvm.UserMemoryRegion2(slot, kvm.MEM_GUEST_MEMFD, part.gpa, part.size, address, 0, fd)
+        self._structure(self.vm_fd, kvm.KVM_SET_USER_MEMORY_REGION2, private, "KVM_SET_USER_MEMORY_REGION2")
         self._structure(
             self.vm_fd,
             kvm.KVM_SET_MEMORY_ATTRIBUTES,
-            kvm.MemoryAttributes(gpa, size, kvm.MEMORY_ATTRIBUTE_PRIVATE),
+            kvm.MemoryAttributes(part.gpa, part.size, kvm.MEMORY_ATTRIBUTE_PRIVATE),
             "KVM_SET_MEMORY_ATTRIBUTES",
         )
 
-    def _region(self, gpa: int, size: int) -> _Region:
-        for region in self._regions:
-            if size >= 0 and region.gpa <= gpa and gpa + size <= region.gpa + region.size:
-                return region
-        raise UsageError(f"0x{gpa:x} and {size} bytes are not inside one region of guest memory", field="gpa")
+    def _memory(self) -> GuestMemory:
+        if self.guest_memory is None:
+            raise UsageError("this machine has no memory yet", field="gpa")
+        return self.guest_memory
 
     def _extension(self, capability: int) -> int:
         return self._ioctl(self._kvm_fd, kvm.KVM_CHECK_EXTENSION, capability, "KVM_CHECK_EXTENSION")
@@ -276,7 +277,9 @@ class _Placed:
 
 @lru_cache(maxsize=16)
 def guest_cpuid(supported: bytes, signature: int) -> bytes:
-    """A struct kvm_cpuid2 with leaf 1 EAX replaced; remembered, since a host's guests want a few of them."""
+    """A struct kvm_cpuid2 with leaf 1 EAX replaced (0: left alone); remembered: a host's guests want a few of them."""
+    if not signature:
+        return supported
     return kvm_vcpu.encode_list(kvm_vcpu.with_leaf(kvm_vcpu.decode_cpuid(supported), 1, eax=signature))
 
 

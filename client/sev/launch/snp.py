@@ -74,6 +74,15 @@ class Snp:
         """
         return self._alive().vm_fd
 
+    @property
+    def machine(self) -> Machine:
+        """The VM below: its descriptors and memory.
+
+        Raises:
+            WrongState: There is no VM.
+        """
+        return self._alive()
+
     def create(
         self,
         memory_bytes: int,

@@ -30,6 +30,12 @@ class _GuestTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """Not given."""
     GUEST_TYPE_SNP: _GuestType.ValueType  # 1
     """SEV-SNP."""
+    GUEST_TYPE_SEV_ES: _GuestType.ValueType  # 2
+    """SEV-ES."""
+    GUEST_TYPE_SEV: _GuestType.ValueType  # 3
+    """SEV."""
+    GUEST_TYPE_PLAIN: _GuestType.ValueType  # 4
+    """None: an ordinary VM that is not protected from its host. Refused unless the daemon's configuration admits it."""
 
 class GuestType(_GuestType, metaclass=_GuestTypeEnumTypeWrapper):
     """Technology that protects a guest."""
@@ -38,6 +44,12 @@ GUEST_TYPE_UNSPECIFIED: GuestType.ValueType  # 0
 """Not given."""
 GUEST_TYPE_SNP: GuestType.ValueType  # 1
 """SEV-SNP."""
+GUEST_TYPE_SEV_ES: GuestType.ValueType  # 2
+"""SEV-ES."""
+GUEST_TYPE_SEV: GuestType.ValueType  # 3
+"""SEV."""
+GUEST_TYPE_PLAIN: GuestType.ValueType  # 4
+"""None: an ordinary VM that is not protected from its host. Refused unless the daemon's configuration admits it."""
 Global___GuestType: typing_extensions.TypeAlias = GuestType
 
 class _GuestState:
@@ -60,6 +72,12 @@ class _GuestStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """The platform lost it (power loss of a simulated platform, a worker that died)."""
     GUEST_STATE_DELETED: _GuestState.ValueType  # 6
     """Deleted; seen in streams only."""
+    GUEST_STATE_RUNNING: _GuestState.ValueType  # 7
+    """Its vCPUs run."""
+    GUEST_STATE_PAUSED: _GuestState.ValueType  # 8
+    """Its vCPUs were halted by its owner, or by the end of the stream that ran them; RunGuest goes on with them."""
+    GUEST_STATE_STOPPED: _GuestState.ValueType  # 9
+    """It ended by itself: shutdown, triple fault, or a state that cannot be run. Only DeleteGuest is left."""
 
 class GuestState(_GuestState, metaclass=_GuestStateEnumTypeWrapper):
     """State of a guest."""
@@ -78,6 +96,12 @@ GUEST_STATE_LOST: GuestState.ValueType  # 5
 """The platform lost it (power loss of a simulated platform, a worker that died)."""
 GUEST_STATE_DELETED: GuestState.ValueType  # 6
 """Deleted; seen in streams only."""
+GUEST_STATE_RUNNING: GuestState.ValueType  # 7
+"""Its vCPUs run."""
+GUEST_STATE_PAUSED: GuestState.ValueType  # 8
+"""Its vCPUs were halted by its owner, or by the end of the stream that ran them; RunGuest goes on with them."""
+GUEST_STATE_STOPPED: GuestState.ValueType  # 9
+"""It ended by itself: shutdown, triple fault, or a state that cannot be run. Only DeleteGuest is left."""
 Global___GuestState: typing_extensions.TypeAlias = GuestState
 
 class _PageType:
@@ -116,6 +140,34 @@ PAGE_TYPE_CPUID: PageType.ValueType  # 6
 """The CPUID page, checked by the firmware."""
 Global___PageType: typing_extensions.TypeAlias = PageType
 
+class _RunControl:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RunControlEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RunControl.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    RUN_CONTROL_UNSPECIFIED: _RunControl.ValueType  # 0
+    """Nothing."""
+    RUN_CONTROL_PAUSE: _RunControl.ValueType  # 1
+    """Halt them; the stream stays."""
+    RUN_CONTROL_RESUME: _RunControl.ValueType  # 2
+    """Go on."""
+    RUN_CONTROL_STOP: _RunControl.ValueType  # 3
+    """End the guest: it is STOPPED, and never runs again."""
+
+class RunControl(_RunControl, metaclass=_RunControlEnumTypeWrapper):
+    """What the client wants of the vCPUs."""
+
+RUN_CONTROL_UNSPECIFIED: RunControl.ValueType  # 0
+"""Nothing."""
+RUN_CONTROL_PAUSE: RunControl.ValueType  # 1
+"""Halt them; the stream stays."""
+RUN_CONTROL_RESUME: RunControl.ValueType  # 2
+"""Go on."""
+RUN_CONTROL_STOP: RunControl.ValueType  # 3
+"""End the guest: it is STOPPED, and never runs again."""
+Global___RunControl: typing_extensions.TypeAlias = RunControl
+
 @typing.final
 class Guest(google.protobuf.message.Message):
     """A hosted guest."""
@@ -136,6 +188,7 @@ class Guest(google.protobuf.message.Message):
     SIMULATED_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
     UPDATED_PAGES_FIELD_NUMBER: builtins.int
+    PROTECTED_FIELD_NUMBER: builtins.int
     guest_id: builtins.str
     """Identifier: 8 to 36 characters of a-z, 0-9 and hyphen."""
     type: Global___GuestType.ValueType
@@ -151,7 +204,7 @@ class Guest(google.protobuf.message.Message):
     policy: builtins.int
     """SNP guest policy; 0 before the launch starts."""
     launch_digest: builtins.bytes
-    """Launch digest, 48 bytes; empty before READY."""
+    """Launch digest, 48 bytes; empty before READY, and for plain guests."""
     asid: builtins.int
     """ASID; 0 if none."""
     failure: builtins.str
@@ -162,6 +215,8 @@ class Guest(google.protobuf.message.Message):
     """Label of the owner's choosing, at most 64 characters."""
     updated_pages: builtins.int
     """Pages accepted so far by LAUNCH_UPDATE, 4 KiB each."""
+    protected: builtins.bool
+    """True if the technology protects the guest from its host. A plain guest never is; neither is a simulated one."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was created."""
@@ -183,9 +238,10 @@ class Guest(google.protobuf.message.Message):
         simulated: builtins.bool = ...,
         label: builtins.str = ...,
         updated_pages: builtins.int = ...,
+        protected: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["asid", b"asid", "create_time", b"create_time", "failure", b"failure", "guest_id", b"guest_id", "label", b"label", "launch_digest", b"launch_digest", "memory_bytes", b"memory_bytes", "owner", b"owner", "policy", b"policy", "simulated", b"simulated", "state", b"state", "type", b"type", "updated_pages", b"updated_pages", "vcpu_count", b"vcpu_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asid", b"asid", "create_time", b"create_time", "failure", b"failure", "guest_id", b"guest_id", "label", b"label", "launch_digest", b"launch_digest", "memory_bytes", b"memory_bytes", "owner", b"owner", "policy", b"policy", "protected", b"protected", "simulated", b"simulated", "state", b"state", "type", b"type", "updated_pages", b"updated_pages", "vcpu_count", b"vcpu_count"]) -> None: ...
 
 Global___Guest: typing_extensions.TypeAlias = Guest
 
@@ -678,3 +734,517 @@ class DeleteGuestResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___DeleteGuestResponse: typing_extensions.TypeAlias = DeleteGuestResponse
+
+@typing.final
+class ExitCompletion(google.protobuf.message.Message):
+    """The answer to an exit: it, and every earlier exit of its vCPU, was dealt with."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    vcpu: builtins.int
+    """The vCPU."""
+    sequence: builtins.int
+    """The exit's sequence number."""
+    data: builtins.bytes
+    """What a read gives, exactly as many bytes as it asked for; empty for other exits."""
+    def __init__(
+        self,
+        *,
+        vcpu: builtins.int = ...,
+        sequence: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "sequence", b"sequence", "vcpu", b"vcpu"]) -> None: ...
+
+Global___ExitCompletion: typing_extensions.TypeAlias = ExitCompletion
+
+@typing.final
+class RunGuestRequest(google.protobuf.message.Message):
+    """First: which guest to run, and how. Later: completions and control; at most 64 KiB a message."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    POSTED_WRITES_FIELD_NUMBER: builtins.int
+    COMPLETIONS_FIELD_NUMBER: builtins.int
+    CONTROL_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest; in the first message only."""
+    posted_writes: builtins.int
+    """How many writes (port_write, mmio_write) a vCPU may be ahead of their completion, at most 256; 0: it waits for
+    each. In the first message only.
+    """
+    control: Global___RunControl.ValueType
+    """What the client wants of the vCPUs."""
+    @property
+    def completions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExitCompletion]:
+        """Answers to exits."""
+
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        posted_writes: builtins.int = ...,
+        completions: collections.abc.Iterable[Global___ExitCompletion] | None = ...,
+        control: Global___RunControl.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completions", b"completions", "control", b"control", "guest_id", b"guest_id", "posted_writes", b"posted_writes"]) -> None: ...
+
+Global___RunGuestRequest: typing_extensions.TypeAlias = RunGuestRequest
+
+@typing.final
+class PortRead(google.protobuf.message.Message):
+    """IN: reads from a port. Completed with size_bytes times count bytes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    port: builtins.int
+    """The port."""
+    size_bytes: builtins.int
+    """Bytes of one value: 1, 2 or 4."""
+    count: builtins.int
+    """How many values: more than one for string instructions."""
+    def __init__(
+        self,
+        *,
+        port: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "port", b"port", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___PortRead: typing_extensions.TypeAlias = PortRead
+
+@typing.final
+class PortWrite(google.protobuf.message.Message):
+    """OUT: writes to a port."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    port: builtins.int
+    """The port."""
+    size_bytes: builtins.int
+    """Bytes of one value: 1, 2 or 4."""
+    data: builtins.bytes
+    """The values, one after the other."""
+    def __init__(
+        self,
+        *,
+        port: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "port", b"port", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___PortWrite: typing_extensions.TypeAlias = PortWrite
+
+@typing.final
+class MmioRead(google.protobuf.message.Message):
+    """A read from an address without memory. Completed with size_bytes bytes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GPA_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    gpa: builtins.int
+    """Guest physical address."""
+    size_bytes: builtins.int
+    """Bytes, 1 to 8."""
+    def __init__(
+        self,
+        *,
+        gpa: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gpa", b"gpa", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___MmioRead: typing_extensions.TypeAlias = MmioRead
+
+@typing.final
+class MmioWrite(google.protobuf.message.Message):
+    """A write to an address without memory."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GPA_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    gpa: builtins.int
+    """Guest physical address."""
+    data: builtins.bytes
+    """What was written, 1 to 8 bytes."""
+    def __init__(
+        self,
+        *,
+        gpa: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "gpa", b"gpa"]) -> None: ...
+
+Global___MmioWrite: typing_extensions.TypeAlias = MmioWrite
+
+@typing.final
+class Halt(google.protobuf.message.Message):
+    """HLT. The vCPU stands still until the exit is completed, and then goes on after the instruction."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___Halt: typing_extensions.TypeAlias = Halt
+
+@typing.final
+class Shutdown(google.protobuf.message.Message):
+    """A triple fault, or a vCPU that cannot be entered any more. The guest is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___Shutdown: typing_extensions.TypeAlias = Shutdown
+
+@typing.final
+class FailedEntry(google.protobuf.message.Message):
+    """The processor refused to enter the guest. It is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    CPU_FIELD_NUMBER: builtins.int
+    reason: builtins.int
+    """The processor's reason."""
+    cpu: builtins.int
+    """The processor."""
+    def __init__(
+        self,
+        *,
+        reason: builtins.int = ...,
+        cpu: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu", b"cpu", "reason", b"reason"]) -> None: ...
+
+Global___FailedEntry: typing_extensions.TypeAlias = FailedEntry
+
+@typing.final
+class KvmInternalError(google.protobuf.message.Message):
+    """KVM gave up (KVM_EXIT_INTERNAL_ERROR). The guest is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUBERROR_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    suberror: builtins.int
+    """KVM_INTERNAL_ERROR_*."""
+    @property
+    def data(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """What KVM tells about it, at most 16 numbers."""
+
+    def __init__(
+        self,
+        *,
+        suberror: builtins.int = ...,
+        data: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "suberror", b"suberror"]) -> None: ...
+
+Global___KvmInternalError: typing_extensions.TypeAlias = KvmInternalError
+
+@typing.final
+class SystemEvent(google.protobuf.message.Message):
+    """The guest asked for a system-wide event (KVM_EXIT_SYSTEM_EVENT). It is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    type: builtins.int
+    """KVM_SYSTEM_EVENT_*; 6 is a confidential guest that ends itself."""
+    @property
+    def data(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """What comes with it, at most 16 numbers."""
+
+    def __init__(
+        self,
+        *,
+        type: builtins.int = ...,
+        data: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "type", b"type"]) -> None: ...
+
+Global___SystemEvent: typing_extensions.TypeAlias = SystemEvent
+
+@typing.final
+class MemoryFault(google.protobuf.message.Message):
+    """An access that cannot be resolved by making memory private or shared. The guest is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GPA_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    PRIVATE_FIELD_NUMBER: builtins.int
+    gpa: builtins.int
+    """Guest physical address."""
+    size_bytes: builtins.int
+    """Bytes."""
+    private: builtins.bool
+    """The access was to private memory."""
+    def __init__(
+        self,
+        *,
+        gpa: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        private: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gpa", b"gpa", "private", b"private", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___MemoryFault: typing_extensions.TypeAlias = MemoryFault
+
+@typing.final
+class Hypercall(google.protobuf.message.Message):
+    """A hypercall that nobody here answers. The guest is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """Its number."""
+    @property
+    def arguments(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Its arguments, at most six."""
+
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        arguments: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "number", b"number"]) -> None: ...
+
+Global___Hypercall: typing_extensions.TypeAlias = Hypercall
+
+@typing.final
+class OtherExit(google.protobuf.message.Message):
+    """An exit that is not described here. The guest is STOPPED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    reason: builtins.int
+    """KVM_EXIT_*."""
+    def __init__(
+        self,
+        *,
+        reason: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+
+Global___OtherExit: typing_extensions.TypeAlias = OtherExit
+
+@typing.final
+class GuestExit(google.protobuf.message.Message):
+    """A vCPU left the guest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    PORT_READ_FIELD_NUMBER: builtins.int
+    PORT_WRITE_FIELD_NUMBER: builtins.int
+    MMIO_READ_FIELD_NUMBER: builtins.int
+    MMIO_WRITE_FIELD_NUMBER: builtins.int
+    HALT_FIELD_NUMBER: builtins.int
+    SHUTDOWN_FIELD_NUMBER: builtins.int
+    FAILED_ENTRY_FIELD_NUMBER: builtins.int
+    INTERNAL_ERROR_FIELD_NUMBER: builtins.int
+    SYSTEM_EVENT_FIELD_NUMBER: builtins.int
+    MEMORY_FAULT_FIELD_NUMBER: builtins.int
+    HYPERCALL_FIELD_NUMBER: builtins.int
+    OTHER_FIELD_NUMBER: builtins.int
+    vcpu: builtins.int
+    """The vCPU, from 0."""
+    sequence: builtins.int
+    """Its number among the vCPU's exits, from 1."""
+    @property
+    def port_read(self) -> Global___PortRead:
+        """Read from a port."""
+
+    @property
+    def port_write(self) -> Global___PortWrite:
+        """Write to a port."""
+
+    @property
+    def mmio_read(self) -> Global___MmioRead:
+        """Read from an address without memory."""
+
+    @property
+    def mmio_write(self) -> Global___MmioWrite:
+        """Write to an address without memory."""
+
+    @property
+    def halt(self) -> Global___Halt:
+        """HLT."""
+
+    @property
+    def shutdown(self) -> Global___Shutdown:
+        """Shutdown."""
+
+    @property
+    def failed_entry(self) -> Global___FailedEntry:
+        """The processor refused."""
+
+    @property
+    def internal_error(self) -> Global___KvmInternalError:
+        """KVM gave up."""
+
+    @property
+    def system_event(self) -> Global___SystemEvent:
+        """System-wide event."""
+
+    @property
+    def memory_fault(self) -> Global___MemoryFault:
+        """An access that cannot be resolved."""
+
+    @property
+    def hypercall(self) -> Global___Hypercall:
+        """A hypercall that nobody answers."""
+
+    @property
+    def other(self) -> Global___OtherExit:
+        """Something else."""
+
+    def __init__(
+        self,
+        *,
+        vcpu: builtins.int = ...,
+        sequence: builtins.int = ...,
+        port_read: Global___PortRead | None = ...,
+        port_write: Global___PortWrite | None = ...,
+        mmio_read: Global___MmioRead | None = ...,
+        mmio_write: Global___MmioWrite | None = ...,
+        halt: Global___Halt | None = ...,
+        shutdown: Global___Shutdown | None = ...,
+        failed_entry: Global___FailedEntry | None = ...,
+        internal_error: Global___KvmInternalError | None = ...,
+        system_event: Global___SystemEvent | None = ...,
+        memory_fault: Global___MemoryFault | None = ...,
+        hypercall: Global___Hypercall | None = ...,
+        other: Global___OtherExit | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["failed_entry", b"failed_entry", "halt", b"halt", "hypercall", b"hypercall", "internal_error", b"internal_error", "memory_fault", b"memory_fault", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "other", b"other", "port_read", b"port_read", "port_write", b"port_write", "reason", b"reason", "shutdown", b"shutdown", "system_event", b"system_event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failed_entry", b"failed_entry", "halt", b"halt", "hypercall", b"hypercall", "internal_error", b"internal_error", "memory_fault", b"memory_fault", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "other", b"other", "port_read", b"port_read", "port_write", b"port_write", "reason", b"reason", "sequence", b"sequence", "shutdown", b"shutdown", "system_event", b"system_event", "vcpu", b"vcpu"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["reason", b"reason"]) -> typing.Literal["port_read", "port_write", "mmio_read", "mmio_write", "halt", "shutdown", "failed_entry", "internal_error", "system_event", "memory_fault", "hypercall", "other"] | None: ...
+
+Global___GuestExit: typing_extensions.TypeAlias = GuestExit
+
+@typing.final
+class RunState(google.protobuf.message.Message):
+    """The state that a guest took."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    state: Global___GuestState.ValueType
+    """RUNNING, PAUSED or STOPPED."""
+    reason: builtins.str
+    """Why it is STOPPED; empty otherwise."""
+    failed: builtins.bool
+    """It is STOPPED because it could not be run on."""
+    def __init__(
+        self,
+        *,
+        state: Global___GuestState.ValueType = ...,
+        reason: builtins.str = ...,
+        failed: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "reason", b"reason", "state", b"state"]) -> None: ...
+
+Global___RunState: typing_extensions.TypeAlias = RunState
+
+@typing.final
+class RunGuestResponse(google.protobuf.message.Message):
+    """What happened: exits in their order, or a state."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXITS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    @property
+    def exits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GuestExit]:
+        """Exits; those of one vCPU in order."""
+
+    @property
+    def state(self) -> Global___RunState:
+        """The state, when it changed. What is in the same message as exits came after them."""
+
+    def __init__(
+        self,
+        *,
+        exits: collections.abc.Iterable[Global___GuestExit] | None = ...,
+        state: Global___RunState | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["state", b"state"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["exits", b"exits", "state", b"state"]) -> None: ...
+
+Global___RunGuestResponse: typing_extensions.TypeAlias = RunGuestResponse
+
+@typing.final
+class PauseGuestRequest(google.protobuf.message.Message):
+    """Asks to halt a guest's vCPUs."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___PauseGuestRequest: typing_extensions.TypeAlias = PauseGuestRequest
+
+@typing.final
+class PauseGuestResponse(google.protobuf.message.Message):
+    """The guest afterwards."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guest", b"guest"]) -> None: ...
+
+Global___PauseGuestResponse: typing_extensions.TypeAlias = PauseGuestResponse

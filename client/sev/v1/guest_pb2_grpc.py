@@ -76,6 +76,16 @@ class GuestServiceStub(object):
                 request_serializer=sev_dot_v1_dot_guest__pb2.WatchGuestsRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_guest__pb2.WatchGuestsResponse.FromString,
                 _registered_method=True)
+        self.RunGuest = channel.stream_stream(
+                '/sev.v1.GuestService/RunGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.RunGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.RunGuestResponse.FromString,
+                _registered_method=True)
+        self.PauseGuest = channel.unary_unary(
+                '/sev.v1.GuestService/PauseGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.PauseGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.PauseGuestResponse.FromString,
+                _registered_method=True)
         self.DeleteGuest = channel.unary_unary(
                 '/sev.v1.GuestService/DeleteGuest',
                 request_serializer=sev_dot_v1_dot_guest__pb2.DeleteGuestRequest.SerializeToString,
@@ -103,14 +113,15 @@ class GuestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartGuestLaunch(self, request, context):
-        """SNP_LAUNCH_START. State: CREATED to LAUNCHING.
+        """SNP_LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but the state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateGuestLaunch(self, request, context):
-        """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING.
+        """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING. A plain guest measures
+        nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +129,7 @@ class GuestServiceServicer(object):
 
     def FinishGuestLaunch(self, request, context):
         """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal.
+        Of a plain guest: nothing but the state; it has no digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,6 +151,23 @@ class GuestServiceServicer(object):
 
     def WatchGuests(self, request, context):
         """Streams the guests that the caller may see: each as it is, then each change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunGuest(self, request_iterator, context):
+        """Runs a launched guest: its exits come as they happen, completions go back. The first request names the guest; for
+        its owner alone, one stream at a time. When the stream ends, for whatever reason, the guest is PAUSED, and exits
+        that were not completed come first on the next stream. The stream ends by itself when the guest is STOPPED, or is
+        paused by PauseGuest; the last answer then has the state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseGuest(self, request, context):
+        """Halts a guest's vCPUs and ends the stream that runs it, if there is one. State: RUNNING to PAUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,6 +222,16 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.WatchGuests,
                     request_deserializer=sev_dot_v1_dot_guest__pb2.WatchGuestsRequest.FromString,
                     response_serializer=sev_dot_v1_dot_guest__pb2.WatchGuestsResponse.SerializeToString,
+            ),
+            'RunGuest': grpc.stream_stream_rpc_method_handler(
+                    servicer.RunGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.RunGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.RunGuestResponse.SerializeToString,
+            ),
+            'PauseGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.PauseGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.PauseGuestResponse.SerializeToString,
             ),
             'DeleteGuest': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteGuest,
@@ -418,6 +457,60 @@ class GuestService(object):
             '/sev.v1.GuestService/WatchGuests',
             sev_dot_v1_dot_guest__pb2.WatchGuestsRequest.SerializeToString,
             sev_dot_v1_dot_guest__pb2.WatchGuestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunGuest(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/sev.v1.GuestService/RunGuest',
+            sev_dot_v1_dot_guest__pb2.RunGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.RunGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/PauseGuest',
+            sev_dot_v1_dot_guest__pb2.PauseGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.PauseGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

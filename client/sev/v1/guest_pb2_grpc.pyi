@@ -153,6 +153,38 @@ _GuestServiceWatchGuestsType = typing_extensions.TypeVar(
     ],
 )
 
+_GuestServiceRunGuestType = typing_extensions.TypeVar(
+    '_GuestServiceRunGuestType',
+    grpc.StreamStreamMultiCallable[
+        sev.v1.guest_pb2.RunGuestRequest,
+        sev.v1.guest_pb2.RunGuestResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        sev.v1.guest_pb2.RunGuestRequest,
+        sev.v1.guest_pb2.RunGuestResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        sev.v1.guest_pb2.RunGuestRequest,
+        sev.v1.guest_pb2.RunGuestResponse,
+    ],
+)
+
+_GuestServicePauseGuestType = typing_extensions.TypeVar(
+    '_GuestServicePauseGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.PauseGuestRequest,
+        sev.v1.guest_pb2.PauseGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.PauseGuestRequest,
+        sev.v1.guest_pb2.PauseGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.PauseGuestRequest,
+        sev.v1.guest_pb2.PauseGuestResponse,
+    ],
+)
+
 _GuestServiceDeleteGuestType = typing_extensions.TypeVar(
     '_GuestServiceDeleteGuestType',
     grpc.UnaryUnaryMultiCallable[
@@ -169,7 +201,7 @@ _GuestServiceDeleteGuestType = typing_extensions.TypeVar(
     ],
 )
 
-class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServiceLoadGuestMemoryType, _GuestServiceStartGuestLaunchType, _GuestServiceUpdateGuestLaunchType, _GuestServiceFinishGuestLaunchType, _GuestServiceGetGuestType, _GuestServiceListGuestsType, _GuestServiceWatchGuestsType, _GuestServiceDeleteGuestType]):
+class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServiceLoadGuestMemoryType, _GuestServiceStartGuestLaunchType, _GuestServiceUpdateGuestLaunchType, _GuestServiceFinishGuestLaunchType, _GuestServiceGetGuestType, _GuestServiceListGuestsType, _GuestServiceWatchGuestsType, _GuestServiceRunGuestType, _GuestServicePauseGuestType, _GuestServiceDeleteGuestType]):
     """Creates, launches, lists and deletes hosted guests. A guest belongs to the identity that created it; to others than
     an admin it does not exist.
     """
@@ -207,6 +239,14 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
         grpc.UnaryStreamMultiCallable[
             sev.v1.guest_pb2.WatchGuestsRequest,
             sev.v1.guest_pb2.WatchGuestsResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            sev.v1.guest_pb2.RunGuestRequest,
+            sev.v1.guest_pb2.RunGuestResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.PauseGuestRequest,
+            sev.v1.guest_pb2.PauseGuestResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.DeleteGuestRequest,
@@ -248,6 +288,14 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
             sev.v1.guest_pb2.WatchGuestsRequest,
             sev.v1.guest_pb2.WatchGuestsResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            sev.v1.guest_pb2.RunGuestRequest,
+            sev.v1.guest_pb2.RunGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.PauseGuestRequest,
+            sev.v1.guest_pb2.PauseGuestResponse,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.DeleteGuestRequest,
             sev.v1.guest_pb2.DeleteGuestResponse,
@@ -261,13 +309,17 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
     """Fills guest memory from a stream; legal in CREATED and LAUNCHING. The first message names the guest."""
 
     StartGuestLaunch: _GuestServiceStartGuestLaunchType
-    """SNP_LAUNCH_START. State: CREATED to LAUNCHING."""
+    """SNP_LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but the state."""
 
     UpdateGuestLaunch: _GuestServiceUpdateGuestLaunchType
-    """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING."""
+    """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING. A plain guest measures
+    nothing.
+    """
 
     FinishGuestLaunch: _GuestServiceFinishGuestLaunchType
-    """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal."""
+    """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal.
+    Of a plain guest: nothing but the state; it has no digest.
+    """
 
     GetGuest: _GuestServiceGetGuestType
     """Answers one guest."""
@@ -277,6 +329,16 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
 
     WatchGuests: _GuestServiceWatchGuestsType
     """Streams the guests that the caller may see: each as it is, then each change."""
+
+    RunGuest: _GuestServiceRunGuestType
+    """Runs a launched guest: its exits come as they happen, completions go back. The first request names the guest; for
+    its owner alone, one stream at a time. When the stream ends, for whatever reason, the guest is PAUSED, and exits
+    that were not completed come first on the next stream. The stream ends by itself when the guest is STOPPED, or is
+    paused by PauseGuest; the last answer then has the state.
+    """
+
+    PauseGuest: _GuestServicePauseGuestType
+    """Halts a guest's vCPUs and ends the stream that runs it, if there is one. State: RUNNING to PAUSED."""
 
     DeleteGuest: _GuestServiceDeleteGuestType
     """Ends a guest and frees its ASID, in any state."""
@@ -314,6 +376,14 @@ GuestServiceAsyncStub: typing_extensions.TypeAlias = GuestServiceStub[
         sev.v1.guest_pb2.WatchGuestsRequest,
         sev.v1.guest_pb2.WatchGuestsResponse,
     ],
+    grpc.aio.StreamStreamMultiCallable[
+        sev.v1.guest_pb2.RunGuestRequest,
+        sev.v1.guest_pb2.RunGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.PauseGuestRequest,
+        sev.v1.guest_pb2.PauseGuestResponse,
+    ],
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.DeleteGuestRequest,
         sev.v1.guest_pb2.DeleteGuestResponse,
@@ -347,7 +417,7 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         request: sev.v1.guest_pb2.StartGuestLaunchRequest,
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.StartGuestLaunchResponse, collections.abc.Awaitable[sev.v1.guest_pb2.StartGuestLaunchResponse]]:
-        """SNP_LAUNCH_START. State: CREATED to LAUNCHING."""
+        """SNP_LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but the state."""
 
     @abc.abstractmethod
     def UpdateGuestLaunch(
@@ -355,7 +425,9 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         request: sev.v1.guest_pb2.UpdateGuestLaunchRequest,
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.UpdateGuestLaunchResponse, collections.abc.Awaitable[sev.v1.guest_pb2.UpdateGuestLaunchResponse]]:
-        """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING."""
+        """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING. A plain guest measures
+        nothing.
+        """
 
     @abc.abstractmethod
     def FinishGuestLaunch(
@@ -363,7 +435,9 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         request: sev.v1.guest_pb2.FinishGuestLaunchRequest,
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.FinishGuestLaunchResponse, collections.abc.Awaitable[sev.v1.guest_pb2.FinishGuestLaunchResponse]]:
-        """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal."""
+        """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal.
+        Of a plain guest: nothing but the state; it has no digest.
+        """
 
     @abc.abstractmethod
     def GetGuest(
@@ -388,6 +462,26 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sev.v1.guest_pb2.WatchGuestsResponse], collections.abc.AsyncIterator[sev.v1.guest_pb2.WatchGuestsResponse]]:
         """Streams the guests that the caller may see: each as it is, then each change."""
+
+    @abc.abstractmethod
+    def RunGuest(
+        self,
+        request_iterator: _MaybeAsyncIterator[sev.v1.guest_pb2.RunGuestRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[sev.v1.guest_pb2.RunGuestResponse], collections.abc.AsyncIterator[sev.v1.guest_pb2.RunGuestResponse]]:
+        """Runs a launched guest: its exits come as they happen, completions go back. The first request names the guest; for
+        its owner alone, one stream at a time. When the stream ends, for whatever reason, the guest is PAUSED, and exits
+        that were not completed come first on the next stream. The stream ends by itself when the guest is STOPPED, or is
+        paused by PauseGuest; the last answer then has the state.
+        """
+
+    @abc.abstractmethod
+    def PauseGuest(
+        self,
+        request: sev.v1.guest_pb2.PauseGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.PauseGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.PauseGuestResponse]]:
+        """Halts a guest's vCPUs and ends the stream that runs it, if there is one. State: RUNNING to PAUSED."""
 
     @abc.abstractmethod
     def DeleteGuest(

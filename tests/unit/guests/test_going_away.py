@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,8 +25,12 @@ from sev.errors import (
 from sevd.devices import Quiet, Scheduler
 from sevd.events import Events
 from sevd.guests import Guests, GuestState, Limits, PageType, Region
+from sevd.guests.machine import OwnMachines
 from sevd.simulator.firmware_status import FirmwareStatus
 from tests.support.hosting import ALICE, BOB, FIRMWARE_GPA, POLICY, REGIONS, Hosting, hosting, request
+
+if TYPE_CHECKING:
+    from sev.launch.seam import Kernel
 
 BIG = Region(0, 8 << 20, PageType.NORMAL)
 
@@ -89,15 +94,16 @@ async def test_a_creation_whose_caller_goes_away_leaves_nothing(tmp_path: Path) 
 async def test_a_creation_that_ran_while_its_caller_went_away_is_undone(tmp_path: Path) -> None:
     async with hosting(tmp_path) as it:
         entered, go = threading.Event(), threading.Event()
-        factory = it.guests._kernel_factory
+        machines = it.guests._machines
+        assert isinstance(machines, OwnMachines)
+        process = machines._process
 
-        def slow() -> object:
+        def slow() -> Kernel:
             entered.set()
             assert go.wait(10)
-            assert factory is not None
-            return factory()
+            return process()
 
-        it.guests._kernel_factory = slow  # type: ignore[assignment]
+        machines._process = slow
         task = asyncio.create_task(it.created(guest_id="my-guest-1"))
         await asyncio.to_thread(entered.wait, 10)
         task.cancel()
@@ -108,7 +114,7 @@ async def test_a_creation_that_ran_while_its_caller_went_away_is_undone(tmp_path
         assert len(it.processes) == 1
         assert it.held() == (0, 0, 0)
         assert it.guests.list(ALICE) == ([], "")
-        it.guests._kernel_factory = factory
+        machines._process = process
         await it.created(guest_id="my-guest-1")
 
 

@@ -116,6 +116,8 @@ async def take(it: Hosting, guest: Guest, step: Step) -> object:
         case Step.DELETE:
             await it.guests.delete(ALICE, guest.guest_id)
             return None
+        case _:
+            raise AssertionError(f"nothing executes here: {step}")
 
 
 async def brought_to(it: Hosting, state: GuestState) -> Guest:
@@ -141,7 +143,11 @@ async def brought_to(it: Hosting, state: GuestState) -> Guest:
 STATES = [S.CREATED, S.LAUNCHING, S.READY, S.FAILED, S.LOST]
 
 
-@pytest.mark.parametrize("step", list(Step), ids=lambda step: step.value)
+HERE = [step for step in Step if step not in (Step.RUN, Step.PAUSE)]
+"""The steps that a guest of the daemon's own simulator can take: it does not execute."""
+
+
+@pytest.mark.parametrize("step", HERE, ids=lambda step: step.value)
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
 async def test_every_step_in_every_state(tmp_path: Path, state: GuestState, step: Step) -> None:
     async with hosting(tmp_path) as it:

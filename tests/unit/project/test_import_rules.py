@@ -15,8 +15,16 @@ TOPS = {"sev": ROOT / "client" / "sev", "sevd": ROOT / "sevd"}
 
 NETWORK = ("grpc", "asyncio", "socket", "ssl", "urllib", "http", "httpx", "requests")
 PURE = ("sev.measurement", "sev.attestation", "sev.certs", "sev.abi")
-LOGIC = ("sevd.platform", "sevd.guests", "sevd.leases", "sevd.endorsements", "sevd.devices", "sevd.simulator")
-ROOTS = ("sevd.daemon", "sevd.__main__")
+LOGIC = (
+    "sevd.platform",
+    "sevd.guests",
+    "sevd.leases",
+    "sevd.endorsements",
+    "sevd.devices",
+    "sevd.simulator",
+    "sevd.worker",
+)
+ROOTS = ("sevd.daemon", "sevd.__main__", "sevd.worker.__main__")
 LIMIT = 400
 
 FORBIDDEN: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -29,6 +37,7 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("layouts know nothing above them", ("sev.abi",), ("sev.certs", "sev.attestation", "sev.measurement", "sev.cli")),
     ("the library knows no command", ("sev.abi", "sev.certs", "sev.attestation", "sev.measurement"), ("sev.cli",)),
     ("measuring needs no certificates", ("sev.measurement",), ("sev.certs", "sev.attestation")),
+    ("a worker stays small", ("sevd.worker",), ("grpc", "asyncio", "cryptography")),
     ("the simulator knows no daemon", ("sevd.simulator",), ("sevd.guests", "sevd.platform", "sevd.api", "sevd.access")),
 )
 

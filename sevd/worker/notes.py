@@ -1,0 +1,75 @@
+"""What a worker remembers of its guest for a daemon that starts again, as JSON objects and back."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sev.errors import MalformedInput
+from sevd.guests.model import CreateGuest, GuestState, GuestType
+from sevd.guests.port import Card, Progress
+from sevd.worker import wire
+
+_NUMBERS = ("memory_bytes", "firmware_bytes", "vcpu_count", "cpuid_signature", "ap_reset_address", "vmsa_features")
+
+
+def card_document(card: Card) -> dict[str, object]:
+    """A card as a JSON object."""
+    request = card.request
+    out: dict[str, object] = {name: getattr(request, name) for name in _NUMBERS}
+    out.update(type=int(request.type), label=request.label, wanted=request.guest_id)
+    return {
+        "guest_id": card.guest_id,
+        "owner": card.owner,
+        "create_time": card.create_time.isoformat(),
+        "simulated": card.simulated,
+        "request": out,
+    }
+
+
+def card_from(document: dict[str, object]) -> Card:
+    """The card in a JSON object. Raises MalformedInput."""
+    request = wire.table(document, "request")
+    try:
+        kind = GuestType(wire.whole(request, "type"))
+        time = datetime.fromisoformat(wire.text(document, "create_time"))
+    except ValueError as error:
+        raise MalformedInput(f"a guest's card: {error}", field="card") from None
+    if time.tzinfo is None:
+        raise MalformedInput("create_time: a time without its zone", field="create_time")
+    numbers = {name: wire.whole(request, name) for name in _NUMBERS}
+    return Card(
+        guest_id=wire.text(document, "guest_id"),
+        owner=wire.text(document, "owner"),
+        create_time=time,
+        simulated=document.get("simulated") is True,
+        request=CreateGuest(
+            **numbers, type=kind, label=wire.text(request, "label"), guest_id=wire.text(request, "wanted")
+        ),
+    )
+
+
+def progress_document(progress: Progress) -> dict[str, object]:
+    """A guest's progress as a JSON object, without the ranges that were taken."""
+    return {
+        "state": int(progress.state),
+        "policy": progress.policy,
+        "launch_digest": progress.launch_digest.hex(),
+        "failure": progress.failure,
+        "updated_pages": progress.updated_pages,
+    }
+
+
+def progress_from(document: dict[str, object], taken: tuple[tuple[int, int], ...]) -> Progress:
+    """The progress in a JSON object. Raises MalformedInput."""
+    try:
+        state = GuestState(wire.whole(document, "state"))
+    except ValueError as error:
+        raise MalformedInput(f"state: {error}", field="state") from None
+    return Progress(
+        state=state,
+        policy=wire.whole(document, "policy"),
+        launch_digest=wire.octets(document, "launch_digest"),
+        failure=wire.text(document, "failure"),
+        updated_pages=wire.whole(document, "updated_pages"),
+        taken=taken,
+    )
