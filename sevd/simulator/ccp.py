@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sev import status
 from sev.abi import sev_device as abi
 from sevd.simulator import kernel_era
-from sevd.simulator.errnos import FirmwareRefused, Reply, fail
+from sevd.simulator.errnos import FirmwareRefused, PowerLost, Reply, fail
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.legacy_store import NV_SIZE
 from sevd.simulator.process import File, Process
@@ -54,6 +54,7 @@ class Ccp:
         self.lock = threading.RLock()
         self.present = True
         self.dead = False
+        self.on_power_loss: Callable[[], None] = self.power_cycle
         self.initialised = False
         self.snp_initialised = False
         self._init_ex_path = None if init_ex_path is None else Path(init_ex_path)
@@ -82,8 +83,8 @@ class Ccp:
 
         Raises:
             FirmwareRefused: EIO with the status, which also goes into the reply.
-            OSError: EBUSY: the processor is dead since an earlier timeout; ETIMEDOUT: it has just died; others: the
-                file could not be written.
+            OSError: EBUSY: the processor is dead since an earlier timeout; ETIMEDOUT: it has just died; ENODEV: the
+                power failed, and is back; others: the file could not be written.
         """
         with self.lock:
             if self.dead:
@@ -97,12 +98,23 @@ class Ccp:
                 self.dead = True
                 reply.error = 0
                 fail(errno.ETIMEDOUT)
+            except PowerLost:
+                # Whoever asked is as dead as everybody on that host; this is for callers outside of it.
+                self.on_power_loss()
+                fail(errno.ENODEV)
             reply.error = 0
             if changes_store:
                 self._write_store()
             return answer
 
     # Up and down.
+
+    def power_cycle(self) -> None:
+        """Power off and on again: the driver knows nothing, and the firmware what it has stored."""
+        with self.lock:
+            self.firmware.power_cycle()
+            self.dead = self.initialised = self.snp_initialised = False
+            self._nv = None
 
     def initialise(self, reply: Reply) -> None:
         """SNP where there is SNP, then legacy SEV, as when kvm_amd is loaded or a VM starts. Raises OSError as `call`.

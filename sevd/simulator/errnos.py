@@ -22,6 +22,10 @@ class FirmwareRefused(OSError):
         self.lengths = lengths
 
 
+class PowerLost(Exception):
+    """The power failed in the middle of a command."""
+
+
 class Reply:
     """The `error` field of an envelope: None while the firmware was not reached, then its status."""
 

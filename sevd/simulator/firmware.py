@@ -114,6 +114,11 @@ class Firmware(LegacyCommands):
         """Moves the stored chip of a processor line out of the way, to the path answered; the next open makes one."""
         return store.set_aside(directory / product.name)
 
+    def power_cycle(self) -> None:
+        """Power off and on again: guests, VLEK and states are gone, what is stored is there."""
+        with self._lock:
+            self._platform = self._platform.restarted()
+
     @contextmanager
     def _command(self, name: str) -> Iterator[Platform]:
         with self._lock:
@@ -318,6 +323,14 @@ class Firmware(LegacyCommands):
             if not 0 <= number < VMPCKS or not keys:
                 raise FirmwareStatus(status.INVALID_PARAM)
             return keys[number]
+
+    def message_count(self, gctx: int, number: int) -> int:
+        """Messages counted for a guest's key, requests and responses, as its secrets page counts them."""
+        with self._lock:
+            counts = self._platform.guest(gctx).counts
+            if not 0 <= number < VMPCKS:
+                raise FirmwareStatus(status.INVALID_PARAM)
+            return counts[number]
 
     def set_on_core(self, gctx: int, on_core: bool) -> None:
         """Says whether a vCPU of the guest is on a core."""

@@ -57,6 +57,8 @@ class Platform:
         self.hardware = hardware.of(product)
         self.random = entropy.stream("firmware").bytes
         self.deterministic = entropy.repeatable
+        self._directory = directory
+        self._entropy = entropy
         self._path = directory / FILE
         document = store.read_document(self._path)
         self.version = _version(document, self._path, "version")
@@ -77,6 +79,16 @@ class Platform:
         self.asids: dict[int, int] = {}
         self._dirty: set[int] = set()
         self._next_context = 0x1000
+
+    def restarted(self) -> Platform:
+        """The same platform after a power cycle. Contexts of before are never valid again.
+
+        Raises:
+            CorruptState: The stored state was damaged meanwhile.
+        """
+        after = Platform(self.product, self.chip, self._directory, self._entropy)
+        after._next_context = self._next_context
+        return after
 
     @staticmethod
     def store_new(product: Product, directory: Path, version: Version) -> None:

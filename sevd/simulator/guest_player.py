@@ -7,6 +7,7 @@ and checked here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from sev import status
 from sev.abi import guest_message as messages
@@ -15,6 +16,50 @@ from sev.errors import InternalError
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.gctx import RUNNING, VMPCKS, GuestContext
 from sevd.simulator.guest_requests import seal, unseal
+
+SELECT_MITIGATIONS = 1 << 6
+"""GUEST_FIELD_SELECT: the launch mitigation vector, which makes the request one of version 2."""
+
+
+class GuestKeyRequest(Protocol):
+    """MSG_KEY_REQ as a guest sends it."""
+
+    @property
+    def root_key(self) -> int:
+        """0: VCEK or VLEK; 1: VMRK."""
+
+    @property
+    def key_selection(self) -> int:
+        """0: VLEK if one is loaded, else VCEK; 1: VCEK; 2: VLEK."""
+
+    @property
+    def guest_field_select(self) -> int:
+        """Fields mixed in, bits 0 to 6."""
+
+    @property
+    def vmpl(self) -> int:
+        """VMPL mixed in, 0 to 3."""
+
+    @property
+    def guest_svn(self) -> int:
+        """Guest SVN mixed in, if selected."""
+
+    @property
+    def tcb_version(self) -> int:
+        """TCB mixed in, if selected: the raw integer."""
+
+
+def key_request(request: GuestKeyRequest) -> KeyRequest:
+    """The message for a request. Raises UsageError for a number that does not fit its field."""
+    return KeyRequest(
+        root_key_select=request.root_key,
+        key_selection=request.key_selection,
+        guest_field_select=request.guest_field_select,
+        vmpl=request.vmpl,
+        guest_svn=request.guest_svn,
+        tcb_version=request.tcb_version,
+        launch_mit_vector=0 if request.guest_field_select & SELECT_MITIGATIONS else None,
+    )
 
 
 class GuestPlayer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
+import threading
 from typing import TYPE_CHECKING
 
 from sev.abi import kvm, kvm_sev, kvm_vcpu
@@ -18,12 +19,14 @@ from sev.abi.tcb import TcbVersion
 from sevd.simulator import kvm_memory
 from sevd.simulator.asids import AsidPool
 from sevd.simulator.errnos import Reply, fail
+from sevd.simulator.guest_ref import valid_name
 from sevd.simulator.process import File, Process
 
 if TYPE_CHECKING:
     from sev.products import Product
     from sevd.simulator.ccp import Ccp
     from sevd.simulator.hardware import Hardware
+    from sevd.simulator.kvm_vm import Vm
 
 MAX_VCPUS = 1024
 MAX_VCPU_IDS = 4096
@@ -65,6 +68,10 @@ class Kvm:
         ccp: The secure processor's driver.
         hardware: The processor.
         product: Its line.
+
+    Attributes:
+        vms: The VMs that exist.
+        asids: The pools of ASIDs, "sev" and "sev_es".
     """
 
     def __init__(self, ccp: Ccp, hardware: Hardware, product: Product) -> None:
@@ -73,16 +80,24 @@ class Kvm:
         self.product = product
         eax, _, last, first_sev = hardware.registers(SEV_LEAF)
         self._features = eax
-        self.asids = {
-            "sev": AsidPool(first_sev, last, self._flush),
-            "sev_es": AsidPool(1, first_sev - 1, self._flush),
-        }
-        self._load()
+        self._last_asid, self._first_sev = last, first_sev
+        self._names = threading.Lock()
+        self.vms: set[Vm] = set()
+        self.load()
         self._supported_cpuid = kvm_vcpu.encode_list(self._cpuid())
 
     def open(self, flags: int) -> File:
         """Opens the device: any access mode will do."""
         return KvmFile(self, flags)
+
+    def name(self, vm: Vm, name: str) -> None:
+        """Names the guest in a VM. Raises OSError: EINVAL: no name that a guest can have; EEXIST: taken."""
+        if not valid_name(name):
+            fail(errno.EINVAL)
+        with self._names:
+            if any(other.name == name for other in tuple(self.vms) if other is not vm):
+                fail(errno.EEXIST)
+            vm.name = name
 
     def extension(self, capability: int, vm_type: int | None = None) -> int:
         """KVM_CHECK_EXTENSION, for the device or for a VM of this type."""
@@ -125,15 +140,25 @@ class Kvm:
         memory.write(argument, self._supported_cpuid)
         return 0
 
-    def _load(self) -> None:
-        """What kvm_amd does when it is loaded: initialises SNP, and finds out what it can offer."""
+    def load(self) -> None:
+        """What kvm_amd does when it is loaded: initialises SNP, and finds out what it can offer.
+
+        VMs of before a power cycle are dead.
+        """
+        for vm in tuple(self.vms):
+            vm.lose()
+        self.vms.clear()
+        self.asids = {
+            "sev": AsidPool(self._first_sev, self._last_asid, self._flush),
+            "sev_es": AsidPool(1, self._first_sev - 1, self._flush),
+        }
         # Where it fails the kernel logs it and goes on without SNP; the device still answers.
         with contextlib.suppress(OSError):
             self.ccp.initialise(Reply())
         self.snp = bool(self._features & _SNP) and self.ccp.snp_initialised and self.asids["sev_es"].total > 0
         sev = bool(self._features & _SEV) and self.asids["sev"].total > 0
         es = bool(self._features & _SEV_ES) and self.asids["sev_es"].total > 0
-        status = SnpStatus.decode(self.ccp.firmware.snp_platform_status()) if self.snp else None
+        status = self._status() if self.snp else None
         if status is not None:
             es = es and not self._es_is_masked(status)
         self.vm_types = 1 << kvm.VM_TYPE_DEFAULT
@@ -146,6 +171,13 @@ class Kvm:
             self.supported_features |= kvm_sev.VMSA_SECURE_TSC
         self.policy_mask = self._policy_mask(status) if status is not None else 0
 
+    def _status(self) -> SnpStatus | None:
+        """What the firmware says of itself; None where it does not answer."""
+        try:
+            return SnpStatus.decode(self.ccp.call(Reply(), self.ccp.firmware.snp_platform_status))
+        except OSError:
+            return None
+
     def _es_is_masked(self, status: SnpStatus) -> bool:
         family = self.product.sample_cpuid[0]
         floor = self.ccp.era.masks_es_at_snp_svn.get(family)
@@ -155,7 +187,11 @@ class Kvm:
     def _policy_mask(self, status: SnpStatus) -> int:
         mask = _POLICY_ALWAYS
         if status.bits & SNP_FEATURE_INFO:
-            ecx = int.from_bytes(self.ccp.firmware.snp_feature_info(0)[8:12], "little")
+            try:
+                info = self.ccp.call(Reply(), lambda: self.ccp.firmware.snp_feature_info(0))
+            except OSError:
+                return mask
+            ecx = int.from_bytes(info[8:12], "little")
             for feature, policy in _POLICY_BY_FEATURE:
                 mask |= policy if ecx & feature else 0
             if (status.api_major, status.api_minor) >= (1, 58):

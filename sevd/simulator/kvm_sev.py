@@ -187,6 +187,8 @@ def _initialise(vm: Vm, request: abi.SevInit, reply: Reply, *, es: bool) -> None
         reply.error = reply.error or 0
         pool.give(asid)
         raise
+    if vm.dead:
+        fail(errno.EIO)
     # A platform that was up already leaves the caller's `error` as it was.
     sev.active, sev.es, sev.snp, sev.asid = True, es, snp, asid
     sev.vmsa_features = request.vmsa_features | (abi.VMSA_SNP_ACTIVE if snp else 0)

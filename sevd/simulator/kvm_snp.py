@@ -51,6 +51,8 @@ def launch_start(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) ->
     except BaseException:
         _discard(vm, context)
         raise
+    if vm.dead:
+        fail(errno.EIO)
     sev.policy = request.policy
     sev.context = context
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sev.abi import kvm
 from sevd.simulator import kvm_sev
 from sevd.simulator.errnos import fail
+from sevd.simulator.guest_ref import GuestRef
 from sevd.simulator.kvm_memory import VmMemory
 from sevd.simulator.process import File, Process
 from sevd.simulator.vcpu import Vcpu, VcpuFile
@@ -28,18 +29,27 @@ class Vm:
         module: KVM.
         owner: The process that created it.
         vm_type: sev.abi.kvm.VM_TYPE_*.
+
+    Attributes:
+        name: What its owner calls it; empty for nothing.
+        guest: The guest in it.
+        dead: The power failed meanwhile: nothing can be done with it.
     """
 
     def __init__(self, module: Kvm, owner: Process, vm_type: int) -> None:
         self.module = module
         self.owner = owner
         self.type = vm_type
+        self.name = ""
+        self.guest = GuestRef(self)
+        self.dead = False
         self.lock = threading.RLock()
         self.memory = VmMemory(self)
         self.vcpus: list[Vcpu] = []
         self.sev = kvm_sev.SevState(vm_type)
         self._references = 0
         self._count_lock = threading.Lock()
+        module.vms.add(self)
 
     def hold(self) -> None:
         """One more open file that keeps it alive."""
@@ -54,10 +64,17 @@ class Vm:
         if last:
             with self.lock:
                 kvm_sev.destroy(self)
+            self.module.vms.discard(self)
+
+    def lose(self) -> None:
+        """The power failed: firmware and KVM know nothing of it any more."""
+        self.dead = True
+        self.sev.active = False
+        self.sev.context = None
 
     def check_owner(self, process: Process) -> None:
-        """Raises OSError(EIO) if the process does not own the VM."""
-        if process is not self.owner:
+        """Raises OSError(EIO) if the process does not own the VM, or the VM is dead."""
+        if process is not self.owner or self.dead:
             fail(errno.EIO)
 
     def create_vcpu(self, process: Process, index: int) -> int:

@@ -11,25 +11,28 @@ the model's own view, which real hardware shows nobody. Nothing here protects an
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sev import products
-from sev.abi.guest_message import KeyRequest
 from sev.abi.sev_device import SnpStatus
-from sev.errors import FirmwareError, UsageError, WrongState
+from sev.errors import FirmwareError, KernelError, UsageError, WrongState
 from sevd.devices.facts import HostFacts
-from sevd.simulator import hardware, kernel_era, versions
+from sevd.simulator import faults, guest_player, hardware, kernel_era, versions
 from sevd.simulator.ccp import Ccp
+from sevd.simulator.errnos import FirmwareRefused, Reply
+from sevd.simulator.faults import Fault
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.firmware_status import FirmwareStatus
+from sevd.simulator.guest_ref import NAME, GuestRef
 from sevd.simulator.kvm import Kvm
 from sevd.simulator.kvm_vm import VmFile
 from sevd.simulator.process import File, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sev.launch.seam import Kernel
 
@@ -37,36 +40,6 @@ T = TypeVar("T")
 SEV_PATH = "/dev/sev"
 KVM_PATH = "/dev/kvm"
 REPORT_DATA_SIZE = 64
-SELECT_MITIGATIONS = 1 << 6
-"""GUEST_FIELD_SELECT: the launch mitigation vector, which makes the request one of version 2."""
-
-
-class GuestKeyRequest(Protocol):
-    """MSG_KEY_REQ as a guest sends it."""
-
-    @property
-    def root_key(self) -> int:
-        """0: VCEK or VLEK; 1: VMRK."""
-
-    @property
-    def key_selection(self) -> int:
-        """0: VLEK if one is loaded, else VCEK; 1: VCEK; 2: VLEK."""
-
-    @property
-    def guest_field_select(self) -> int:
-        """Fields mixed in, bits 0 to 6."""
-
-    @property
-    def vmpl(self) -> int:
-        """VMPL mixed in, 0 to 3."""
-
-    @property
-    def guest_svn(self) -> int:
-        """Guest SVN mixed in, if selected."""
-
-    @property
-    def tcb_version(self) -> int:
-        """TCB mixed in, if selected: the raw integer."""
 
 
 class Simulator:
@@ -79,15 +52,24 @@ class Simulator:
         era: kernel_era.KernelEra,
         *,
         init_ex_path: Path | None = None,
+        injected: Iterable[Fault] = (),
     ) -> None:
         self._firmware = firmware
+        self._faults = faults.Faults()
         self._product = product
         self._era = era
         self._ccp = Ccp(firmware, era, init_ex_path=init_ex_path)
+        firmware.faults = self._faults
+        pending = [fault for fault in injected if not self._arm(fault)]
         self._kvm = Kvm(self._ccp, hardware.of(product), product)
+        self._ccp.on_power_loss = self._cycle_power
+        self._on_power_loss: list[Callable[[], None]] = []
+        self._cycling = False
         self._processes: set[Process] = set()
         self._lock = threading.Lock()
         self._closed = False
+        for fault in pending:
+            self.inject(fault)
 
     @classmethod
     def open(
@@ -100,6 +82,7 @@ class Simulator:
         progress: Callable[[str], None] | None = None,
         kernel_era_name: str = kernel_era.DEFAULT,
         init_ex_path: Path | None = None,
+        injected: Iterable[Fault] = (),
     ) -> Simulator:
         """Powers on the host whose state is in a directory; makes it, keys included, if there is none.
 
@@ -111,6 +94,7 @@ class Simulator:
             progress: Told what takes time.
             kernel_era_name: Kernel generation (sevd.simulator.kernel_era).
             init_ex_path: ccp's parameter of that name: a file for the keys of legacy SEV instead of the chip's flash.
+            injected: Faults that are there from the beginning, when the kernel initialises the platform too.
 
         Raises:
             UsageError: No such product, version or era.
@@ -122,7 +106,7 @@ class Simulator:
             raise UsageError(f"no kernel era {kernel_era_name!r}: expected one of {known}", field="kernel_era")
         version = versions.parse(firmware_version) if firmware_version else None
         firmware = Firmware.open(directory, product=line, version=version, seed=seed, progress=progress)
-        return cls(firmware, line, kernel_era.ERAS[kernel_era_name], init_ex_path=init_ex_path)
+        return cls(firmware, line, kernel_era.ERAS[kernel_era_name], init_ex_path=init_ex_path, injected=injected)
 
     def process(self) -> Process:
         """A new simulated process.
@@ -144,6 +128,7 @@ class Simulator:
                 return
             self._closed = True
             processes = list(self._processes)
+        self._faults.close()
         for process in processes:
             process.exit()
         self._ccp.shut_down()
@@ -160,13 +145,67 @@ class Simulator:
         return self._firmware
 
     @property
+    def ccp(self) -> Ccp:
+        """The driver of /dev/sev."""
+        return self._ccp
+
+    @property
+    def kvm(self) -> Kvm:
+        """KVM."""
+        return self._kvm
+
+    @property
+    def product(self) -> products.Product:
+        """The processor line."""
+        return self._product
+
+    @property
     def faults(self) -> Callable[[str], None]:
-        """Called with the name of every firmware command before it runs; may raise FirmwareStatus, or TimeoutError."""
+        """Called with the name of every firmware command before it runs; may raise FirmwareStatus, or TimeoutError.
+
+        It is what `inject` works through; a test may set another.
+        """
         return self._firmware.faults
 
     @faults.setter
     def faults(self, hook: Callable[[str], None]) -> None:
         self._firmware.faults = hook
+
+    def inject(self, fault: Fault) -> None:
+        """Brings a fault about: at once, or when its command comes (sevd.simulator.faults)."""
+        if self._arm(fault):
+            return
+        if fault.action == faults.DEAD:
+            self._ccp.dead = True
+        elif fault.action == faults.POWER_LOSS:
+            self._cycle_power()
+        else:
+            self._faults.clear()
+
+    def injected(self) -> list[tuple[Fault, int]]:
+        """The faults that can still happen, each with how often it happened."""
+        return self._faults.armed()
+
+    def on_power_loss(self, function: Callable[[], None]) -> None:
+        """Has a function called after every power loss, on the thread that met it; it must not wait for anything."""
+        self._on_power_loss.append(function)
+
+    def guests(self) -> dict[str, GuestRef]:
+        """The guests whose launch was started, by name. Waits for nothing, also while a command hangs."""
+        return {vm.guest.guest_id: vm.guest for vm in tuple(self._kvm.vms) if vm.guest.alive}
+
+    def name(self, process: Kernel | Process, vm_fd: int, guest_id: str) -> None:
+        """Gives a guest its name.
+
+        Raises:
+            UsageError: No SNP guest of this host, no possible name, or one that another guest has.
+        """
+        file = self._guest(process, vm_fd)
+        try:
+            self._kvm.name(file.vm, guest_id)
+        except OSError as error:
+            why = "another guest has it" if error.errno == errno.EEXIST else f"expected {NAME.pattern}, not asid-N"
+            raise UsageError(f"guest_id {guest_id!r:.60}: {why}", field="guest_id") from None
 
     def host_facts(self) -> HostFacts:
         """What the machine says about itself."""
@@ -187,7 +226,7 @@ class Simulator:
 
     def guest_count(self) -> int:
         """Guests that the firmware knows."""
-        status = self._ask("SNP_PLATFORM_STATUS", self._firmware.snp_platform_status)
+        status = self._look("SNP_PLATFORM_STATUS", self._firmware.snp_platform_status)
         return SnpStatus.decode(status).guest_count
 
     def committed_tcb(self) -> int | None:
@@ -224,7 +263,7 @@ class Simulator:
             WrongState: Its launch was not started.
         """
         gctx = self._context(process, vm_fd)
-        return self._ask("launch digest", lambda: self._firmware.launch_digest(gctx))
+        return self._look("launch digest", lambda: self._firmware.launch_digest(gctx))
 
     def asid(self, process: Kernel, vm_fd: int) -> int:
         """The ASID of a guest, which KVM tells nobody. Raises UsageError: not an SNP guest of this host."""
@@ -253,7 +292,7 @@ class Simulator:
         gctx = self._context(process, vm_fd)
         return self._ask("MSG_REPORT_REQ", lambda: self._firmware.guest_report(gctx, report_data, vmpl, key_selection))
 
-    def guest_key(self, process: Kernel, vm_fd: int, request: GuestKeyRequest) -> bytes:
+    def guest_key(self, process: Kernel, vm_fd: int, request: guest_player.GuestKeyRequest) -> bytes:
         """Plays the guest: MSG_KEY_REQ through an encrypted guest message; the key, 32 bytes, secret.
 
         Raises:
@@ -262,16 +301,28 @@ class Simulator:
             WrongState: Its launch was not started.
         """
         gctx = self._context(process, vm_fd)
-        message = KeyRequest(
-            root_key_select=request.root_key,
-            key_selection=request.key_selection,
-            guest_field_select=request.guest_field_select,
-            vmpl=request.vmpl,
-            guest_svn=request.guest_svn,
-            tcb_version=request.tcb_version,
-            launch_mit_vector=0 if request.guest_field_select & SELECT_MITIGATIONS else None,
-        )
+        message = guest_player.key_request(request)
         return self._ask("MSG_KEY_REQ", lambda: self._firmware.guest_key(gctx, message))
+
+    def _arm(self, fault: Fault) -> bool:
+        """Keeps a fault that waits for a command."""
+        if fault.command:
+            self._faults.add(fault)
+        return bool(fault.command)
+
+    def _cycle_power(self) -> None:
+        """Power off and on: guests are lost, and the kernel starts again."""
+        with self._ccp.lock:
+            if self._cycling:
+                return
+            self._cycling = True
+            try:
+                self._ccp.power_cycle()
+                self._kvm.load()
+            finally:
+                self._cycling = False
+        for function in self._on_power_loss:
+            function()
 
     def _context(self, process: Kernel, vm_fd: int) -> int:
         context = self._guest(process, vm_fd).vm.sev.context
@@ -294,9 +345,18 @@ class Simulator:
             if file is not None:
                 file.drop()
 
-    def _ask(self, command: str, function: Callable[[], T]) -> T:
+    def _look(self, what: str, function: Callable[[], T]) -> T:
+        """Asks the model past the driver, also where the processor is dead."""
         with self._ccp.lock:
             try:
                 return function()
             except FirmwareStatus as refused:
-                raise FirmwareError(refused.code, command=command) from None
+                raise FirmwareError(refused.code, command=what) from None
+
+    def _ask(self, command: str, function: Callable[[], T]) -> T:
+        try:
+            return self._ccp.call(Reply(), function)
+        except FirmwareRefused as refused:
+            raise FirmwareError(refused.status, command=command) from None
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, command=command) from None
