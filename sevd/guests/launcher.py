@@ -96,7 +96,9 @@ class Launcher:
             self._become(guest, GuestState.LOST, "guest.lost", f"was lost: {found.reason}")
             return
         self._take(guest, found.machine)
-        self._become(guest, progress.state, "guest.found", "was found again in its worker")
+        # Whoever ran it did so by way of the earlier daemon, and with that it paused.
+        state = GuestState.PAUSED if progress.state is GuestState.RUNNING else progress.state
+        self._become(guest, state, "guest.found", "was found again in its worker")
 
     async def start(self, guest: Hosted, policy: int, gosvw: bytes, work: Work) -> Guest:
         """SNP_LAUNCH_START. A refusal leaves the guest CREATED."""

@@ -14,10 +14,12 @@ import sys
 
 from sev.errors import SevError
 from sev.launch.linux import LinuxKernel
+from sev.launch.vcpu import allow_interrupts
 from sevd.guests.model import GuestType
-from sevd.worker import lockdown, wire
+from sevd.worker import lockdown, run_link, wire
 from sevd.worker.guest import WorkerGuest
 from sevd.worker.server import ORPHAN, Server
+from sevd.worker.vcpus import Vcpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +59,12 @@ def compose(settings: dict[str, object], first: socket.socket) -> Server:
 
     def created(server: Server) -> None:
         server.lifeline = getattr(guest.kernel, "lifeline", -1)
+        assert guest.kernel is not None
+        assert guest.machine is not None
+        vcpus = guest.vcpus = Vcpus(guest.kernel, guest.machine.vm)
+        server.run = lambda connection: run_link.start(connection, vcpus)
+        server.stop = vcpus.close
+        allow_interrupts()
         lockdown.lock_down(dumpable=bool(simulator))
 
     return Server(guest, first, created)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sev.launch.seam import Kernel
     from sevd.guests.machine import SimulatedView
     from sevd.guests.port import Card
+    from sevd.worker.vcpus import Vcpus
 
     Answer = tuple[dict[str, object], tuple[int, ...]]
 
@@ -43,7 +44,8 @@ class WorkerGuest:
     Attributes:
         card: Whose guest it is; None before it was created.
         machine: Its machine.
-        state: How far its launch is; its running is the vCPUs' affair.
+        state: How far its launch is.
+        vcpus: Its vCPUs, which know how it runs; None before it was created.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class WorkerGuest:
         self.kernel: Kernel | None = None
         self.machine: Machine | None = None
         self.state = GuestState.CREATED
+        self.vcpus: Vcpus | None = None
         self._policy = 0
         self._digest = b""
         self._failure = ""
@@ -112,7 +115,10 @@ class WorkerGuest:
 
     def progress(self) -> Progress:
         """How far it is, without the ranges that were taken."""
-        return Progress(self.state, self._policy, self._digest, self._failure, self._pages)
+        state, failure = self.state, self._failure
+        if self.vcpus is not None and state is GuestState.READY:
+            state, failure = GuestState[self.vcpus.state.upper()], self.vcpus.reason
+        return Progress(state, self._policy, self._digest, failure, self._pages)
 
     def close(self) -> None:
         """Ends the machine."""

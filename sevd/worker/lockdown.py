@@ -54,7 +54,9 @@ _ALLOWED = {
 
 _CONDITIONS = {
     56: bpf.Condition(0, bits=_CLONE_THREAD),  # clone: threads, no processes
-    72: bpf.Condition(1, equal=(1, 2, 3, 4, 1034)),  # fcntl: descriptor and status flags, F_GET_SEALS
+    72: bpf.Condition(
+        1, equal=(1, 2, 3, 4, 1030, 1034)
+    ),  # fcntl: descriptor and status flags, F_DUPFD_CLOEXEC (mmap), F_GET_SEALS
     157: bpf.Condition(0, equal=(_PR_SET_NAME,)),  # prctl: the name of a thread
 }
 
