@@ -16,6 +16,7 @@ from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.errnos import Reply
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
+from tests.support import docs
 from tests.support.caller import UNTOUCHED, issue
 from tests.support.legacy import Boot
 
@@ -67,6 +68,26 @@ def test_the_table() -> None:
     assert list(kernel_era.ERAS) == ["A", "B", "B2", "C"]
     assert kernel_era.DEFAULT == "C"
     assert all(set(era.without_snp) == {STATUS, COMMIT, CONFIG, VLEK} for era in kernel_era.ERAS.values())
+
+
+def test_the_documentation_has_the_table() -> None:
+    words = {
+        kernel_era.EINVAL: "EINVAL",
+        kernel_era.ENODEV: "ENODEV",
+        kernel_era.AS_IS: "asks the firmware",
+        kernel_era.AROUND: "initialises SNP, shuts it down",
+    }
+    expected = [
+        (name, *(words[era.without_snp[command]] for command in (STATUS, COMMIT, CONFIG)),
+         "shut down" if era.shutdown_after else "stays")
+        for name, era in kernel_era.ERAS.items()
+    ]  # fmt: skip
+    listed = docs.rows(
+        "sev-platform.md", "era", "kernels", "SNP_PLATFORM_STATUS without SNP", "SNP_COMMIT without SNP",
+        "SNP_SET_CONFIG, SNP_VLEK_LOAD without SNP", "after an implicit INIT",
+    )  # fmt: skip
+    assert [(row[0], *row[2:]) for row in listed] == expected
+    assert all(era.without_snp[CONFIG] == era.without_snp[VLEK] for era in kernel_era.ERAS.values())
 
 
 def test_an_era_that_does_not_exist(boot: Boot) -> None:
