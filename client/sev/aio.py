@@ -11,7 +11,8 @@ it had created before it lets the cancellation through.
 
 from __future__ import annotations
 
-from asyncio import sleep, to_thread
+from asyncio import InvalidStateError, sleep, to_thread
+from contextlib import suppress
 from functools import update_wrapper
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from sev import guest_operations, hosted, operations
+    from sev.aio_run import AsyncGuestRun
     from sev.calls import Call, Failure, Operation, Stream
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
@@ -127,6 +129,7 @@ class AsyncHost:
     guest = _Does(lambda: guest_operations.guest)
     guests = _Does(lambda: guest_operations.guests)
     watch_guests = _Watches(lambda: guest_operations.watch_guests)
+    pause_guest = _Does(lambda: guest_operations.pause_guest)
     delete_guest = _Does(lambda: guest_operations.delete_guest)
     guest_report = _Does(lambda: guest_operations.guest_report)
     guest_key = _Does(lambda: guest_operations.guest_key)
@@ -167,6 +170,33 @@ class AsyncHost:
             if started:
                 raise attempts.lost(failure)
             await sleep(await to_thread(attempts.after, failure, monotonic()))  # it asks the socket, briefly
+
+    def run_guest(self, guest_id: str, *, posted_writes: int = 0) -> AsyncGuestRun:
+        """Runs a launched guest of one's own from `async with` on; arguments as of `sev.client.Host.run_guest`."""
+        from sev.aio_run import AsyncGuestRun
+        from sev.running import PATH, Conversation, described
+
+        talk = Conversation(guest_id, posted_writes)
+        attempts = self._attempts(described())
+
+        async def begin(first: bytes) -> tuple[Any, Any]:
+            while True:
+                call: Any = self._dialled().stream_stream(PATH)()
+                try:
+                    with suppress(InvalidStateError):  # it has ended: reading says how
+                        await call.write(first)
+                    raw = await call.read()
+                except grpc.RpcError as error:
+                    failure = self._failure(error)
+                except BaseException:
+                    call.cancel()
+                    raise
+                else:
+                    self._seen = True
+                    return call, raw
+                await sleep(await to_thread(attempts.after, failure, monotonic()))
+
+        return AsyncGuestRun(talk, begin, lambda error: attempts.lost(self._failure(error)))
 
     async def close(self) -> None:
         """Hangs up; calls under way are cancelled."""

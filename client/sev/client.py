@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sev import guest_operations, hosted, operations
     from sev.calls import Call, Failure, Operation, Stream
+    from sev.client_run import GuestRun
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
 
@@ -128,6 +129,7 @@ class Host:
     guest = _Does(lambda: guest_operations.guest)
     guests = _Does(lambda: guest_operations.guests)
     watch_guests = _Watches(lambda: guest_operations.watch_guests)
+    pause_guest = _Does(lambda: guest_operations.pause_guest)
     delete_guest = _Does(lambda: guest_operations.delete_guest)
     guest_report = _Does(lambda: guest_operations.guest_report)
     guest_key = _Does(lambda: guest_operations.guest_key)
@@ -167,6 +169,29 @@ class Host:
                 call.cancel()
             if started:
                 raise attempts.lost(failure)
+            sleep(attempts.after(failure, monotonic()))
+
+    def run_guest(self, guest_id: str, *, posted_writes: int = 0) -> GuestRun:
+        """Runs a launched guest of one's own; returns when it runs. See `sev.client_run.GuestRun`.
+
+        Args:
+            guest_id: The guest.
+            posted_writes: How many writes a vCPU may be ahead of their completion, 0 to 256; 0: it waits for each.
+        """
+        from sev.client_run import GuestRun
+        from sev.running import PATH, Conversation, described
+
+        attempts = self._attempts(described())
+        while True:
+            talk = Conversation(guest_id, posted_writes)
+            run = GuestRun(talk, self._channel.stream_stream(PATH), lambda error: attempts.lost(self._failure(error)))
+            try:
+                run.begin()
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            else:
+                self._seen = True
+                return run
             sleep(attempts.after(failure, monotonic()))
 
     def close(self) -> None:

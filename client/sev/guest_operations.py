@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CHUNK = 512 << 10
 """Bytes of memory in one message of an upload: what goes fastest; the daemon takes up to 2 MiB."""
 
+GUEST_TYPES = ("snp", "plain")
+"""Technologies of guests that are hosted."""
+
 KEY_SELECTIONS = ("auto", "vcek", "vlek")
 """Which key signs or derives: VLEK if one is loaded else VCEK, VCEK only, VLEK only; the index is the API's number."""
 
@@ -33,12 +36,13 @@ def create_guest(
     cpuid_signature: int,
     ap_reset_address: int = 0,
     vmsa_features: int = 1,
+    guest_type: str = "snp",
     guest_id: str = "",
     label: str = "",
     validate_only: bool = False,
     request_id: str = "",
 ) -> Operation[Guest]:
-    """Creates an SNP guest with empty memory. State afterwards: created.
+    """Creates a guest with empty memory. State afterwards: created.
 
     Args:
         memory_bytes: Memory from address 0; a multiple of 4096.
@@ -47,6 +51,7 @@ def create_guest(
         cpuid_signature: CPUID leaf 1 EAX shown to the guest.
         ap_reset_address: Where the other vCPUs start; 0 with one vCPU.
         vmsa_features: SEV_FEATURES of the VMSAs.
+        guest_type: "snp", or "plain" for an ordinary VM that nothing protects (only where the daemon admits them).
         guest_id: Identifier wanted (8 to 36 of a-z, 0-9, hyphen); empty: the daemon makes one.
         label: Label of the owner's choosing, at most 64 characters.
         validate_only: Check everything, change nothing.
@@ -61,8 +66,10 @@ def create_guest(
         fits(name, value, 64)
     fits("ap_reset_address", ap_reset_address, 64)
     fits("vmsa_features", vmsa_features, 64)
+    if guest_type not in GUEST_TYPES:
+        raise UsageError(f"guest_type: {guest_type!r}, expected one of {', '.join(GUEST_TYPES)}", field="guest_type")
     request = pb.CreateGuestRequest(
-        type=pb.GUEST_TYPE_SNP,
+        type=pb.GuestType.Value(f"GUEST_TYPE_{guest_type.upper()}"),
         guest_id=text("guest_id", guest_id),
         memory_bytes=memory_bytes,
         firmware_bytes=firmware_bytes,
@@ -236,6 +243,24 @@ def watch_guests(guest_id: str = "") -> Stream[Guest]:
         "GuestService/WatchGuests", pb.WatchGuestsRequest(guest_id=text("guest_id", guest_id)), pb.WatchGuestsResponse
     )
     return Stream(call, lambda answer: Guest.from_message(answer.guest))
+
+
+def pause_guest(guest_id: str, *, validate_only: bool = False, request_id: str = "") -> Operation[Guest]:
+    """Halts a guest's vCPUs, and ends the stream that runs it, if there is one; a guest that is paused stays so.
+
+    Args:
+        guest_id: The guest.
+        validate_only: Check everything, change nothing.
+        request_id: Makes retries safe; one is made if empty.
+    """
+    from sev.v1 import guest_pb2 as pb
+
+    request_id = request_id or new_request_id()
+    request = pb.PauseGuestRequest(
+        guest_id=text("guest_id", guest_id), validate_only=validate_only, request_id=request_id
+    )
+    answer = yield from ask(device("GuestService/PauseGuest", request, pb.PauseGuestResponse, request_id))
+    return Guest.from_message(answer.guest)
 
 
 def delete_guest(

@@ -65,6 +65,8 @@ def build(parser: ArgumentParser) -> None:
     watch.add_argument("guest_id", metavar="ID", nargs="?", default="", help="only this guest")
     examples(watch, ("sev guest watch --json", "a line of JSON for every change"), notes=f"JSON Lines: {_GUEST_JSON}.")
     watch.set_defaults(run=_watch)
+    lazy(verbs.add_parser("run", help="run a launched guest, show what it prints"), _build_run)
+    lazy(verbs.add_parser("pause", help="halt a guest that runs"), _build_pause)
     delete = verbs.add_parser("delete", help="end a guest", description=_DELETE)
     delete.add_argument("guest_id", metavar="ID", help="the guest")
     examples(
@@ -78,6 +80,18 @@ def _build_launch(parser: ArgumentParser) -> None:
     from sev.cli.guest_launch import build as build_launch
 
     build_launch(parser)
+
+
+def _build_run(parser: ArgumentParser) -> None:
+    from sev.cli.guest_run import build_run
+
+    build_run(parser)
+
+
+def _build_pause(parser: ArgumentParser) -> None:
+    from sev.cli.guest_run import build_pause
+
+    build_pause(parser)
 
 
 def _build_report(parser: ArgumentParser) -> None:

@@ -19,7 +19,7 @@ NOUNS: dict[str, str] = {
     "host": "what this host is",
     "snp": "the SNP platform: status, commit, configuration, VLEK",
     "certs": "certificates: export, import, show, verify, generate, sign",
-    "guest": "hosted guests: launch, list, show, watch, delete, report",
+    "guest": "hosted guests: launch, run, pause, list, show, watch, delete, report",
     "report": "attestation reports: show, verify, appraise",
     "measure": "expected launch digests",
     "measurement": "the measurement of an SEV or SEV-ES launch: check, build",

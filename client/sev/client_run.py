@@ -1,0 +1,137 @@
+"""A guest run through the synchronous client.
+
+with host.run_guest(guest_id) as run:
+    for exit in run:
+        run.complete(exit, b"\\xff" * sev.running.wanted(exit.what))
+print(run.state)
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Timer
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from sev.running import CLOSE_SECONDS, Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from sev.errors import SevError
+    from sev.running import GuestExit, RunState
+
+
+class GuestRun:
+    """One run: an iterator of exits, which ends when the guest has stopped or is paused by somebody else.
+
+    Leaving it (`close`, or the end of the block) pauses the guest; exits that were not completed come again first on
+    the next run. Not for several threads at once.
+
+    Raises (while iterating):
+        SevError: The guest was deleted or lost, or the daemon has ended.
+    """
+
+    def __init__(self, talk: Conversation, dial: Callable[[Any], Any], lost: Callable[[grpc.RpcError], SevError]):
+        self._talk = talk
+        self._lost = lost
+        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
+        self._requests.put(talk.first())
+        self._call = dial(iter(self._requests.get, None))
+        self._ended = False
+
+    @property
+    def state(self) -> RunState | None:
+        """The last state that the daemon told."""
+        return self._talk.state
+
+    def begin(self) -> None:
+        """Waits until the guest runs. Raises grpc.RpcError where it is refused."""
+        self._talk.receive(next(self._call))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> GuestExit:
+        while (found := self._talk.next()) is None:
+            if self._ended:
+                raise StopIteration
+            self._send(self._talk.flush())
+            self._receive()
+        return found
+
+    def complete(self, done: GuestExit, data: bytes = b"") -> None:
+        """The exit was dealt with; `data` is what a read gives. Sent with the others of its batch, or by `flush`.
+
+        Raises:
+            UsageError: Not as many bytes as the exit asks for.
+        """
+        self._send(self._talk.complete(done, data))
+
+    def flush(self) -> None:
+        """Sends what was completed now, for a caller that does something else before the next exit."""
+        self._send(self._talk.flush())
+
+    def pause(self) -> None:
+        """Halts the vCPUs; the run stays. `state` tells once it has happened."""
+        self._control("pause")
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+        self._control("resume")
+
+    def stop(self) -> None:
+        """Ends the guest for good: it never runs again."""
+        self._control("stop")
+
+    def close(self) -> None:
+        """Ends the run and waits until the guest stands still. Completed exits are sent before."""
+        if self._ended:
+            return
+        self.flush()
+        self._requests.put(None)
+        limit = Timer(CLOSE_SECONDS, self._call.cancel)
+        limit.start()
+        try:
+            with suppress(grpc.RpcError):
+                for raw in self._call:
+                    self._talk.receive(raw)
+            while self._talk.next() is not None:
+                continue  # these come again on the next run
+        finally:
+            limit.cancel()
+            self._end()
+
+    def _receive(self) -> None:
+        try:
+            raw = next(self._call)
+        except StopIteration:
+            self._end()
+        except grpc.RpcError as error:
+            self._end()
+            raise self._lost(error) from None
+        else:
+            self._talk.receive(raw)
+
+    def _send(self, message: bytes | None) -> None:
+        if message is not None and not self._ended:
+            self._requests.put(message)
+
+    def _control(self, word: str) -> None:
+        self._send(self._talk.flush())
+        self._send(self._talk.control(word))
+
+    def _end(self) -> None:
+        self._ended = True
+        self._requests.put(None)
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
