@@ -70,6 +70,16 @@ class AddressSpace:
             return 0
         return len(view) - offset
 
+    def fill(self, address: int, target: memoryview) -> int:
+        """Copies into `target` what can be read from this address on; how many bytes that was, 0 if none."""
+        try:
+            view, offset = self._find(address)
+        except OSError:
+            return 0
+        size = min(len(target), len(view) - offset)
+        target[:size] = view[offset : offset + size]
+        return size
+
     def release(self, address: int) -> None:
         """Gives a piece back. Raises OSError(EINVAL) if none starts there."""
         with self._lock:

@@ -32,20 +32,33 @@ class MemfdFile(File):
     Attributes:
         pages: Its size.
         memory: Its contents and page states.
+
+    Args:
+        vm: The VM.
+        pages: Its size.
+        shared: The contents lie in a memfd that the owner gets too.
     """
 
-    def __init__(self, vm: Vm, pages: int) -> None:
+    def __init__(self, vm: Vm, pages: int, *, shared: bool = False) -> None:
         super().__init__()
         self.vm = vm
         self.pages = pages
-        self.memory = GuestMemory()
+        self.memory = GuestMemory(pages, shared=shared)
         vm.hold()
+
+    def discard(self, offset: int, size: int) -> None:
+        """fallocate(2) with PUNCH_HOLE: the pages are the host's again. Raises OSError(EINVAL) but for whole pages."""
+        if offset < 0 or size <= 0 or offset % PAGE or size % PAGE:
+            fail(errno.EINVAL)
+        with self.vm.lock:
+            self.memory.discard(offset // PAGE, size // PAGE)
 
     def released(self) -> None:
         """Slots that were bound to it lose their private memory; the VM loses a reference."""
         for slot in self.vm.memory.slots.values():
             if slot.memfd is self:
                 slot.memfd = None
+        self.memory.close()
         self.vm.drop()
 
 
@@ -107,12 +120,13 @@ class VmMemory:
         self.slots[region.slot] = slot
 
     def create_memfd(self, process: Process, request: kvm.CreateGuestMemfd) -> int:
-        """KVM_CREATE_GUEST_MEMFD: a descriptor. Raises OSError(EINVAL, EMFILE)."""
+        """KVM_CREATE_GUEST_MEMFD: a descriptor. Raises OSError(EINVAL, EMFILE, ENOMEM)."""
         if request.flags & ~memfd_flags(self._vm.type):
             fail(errno.EINVAL)
         if not 0 < request.size_bytes < _U64 // 2 or request.size_bytes % PAGE:
             fail(errno.EINVAL)
-        return process.install(MemfdFile(self._vm, request.size_bytes // PAGE))
+        file = MemfdFile(self._vm, request.size_bytes // PAGE, shared=process.SHARES_MEMORY)
+        return process.install(file)
 
     def set_attributes(self, request: kvm.MemoryAttributes) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES. Raises OSError(EINVAL)."""

@@ -174,12 +174,10 @@ class _Update:
         source = request.uaddr + done * PAGE
         chunk, first = slot.memfd.memory.locate(slot.memfd_page + gfn - slot.gfn, left)
         run = chunk.unassigned(first, min(self._vm.memory.private.run(gfn, left), CHUNK_PAGES - first))
-        if self._copied:
-            run = min(run, memory.available(source) // PAGE)
+        if run and self._copied:
+            run = memory.fill(source, chunk.pages(first, run)) // PAGE
         if not run:
             return 0, 0, 0
-        if self._copied:
-            chunk.pages(first, run)[:] = memory.view(source, run * PAGE)
         added, error = self._add(gfn, chunk, first, run)
         if added < run and request.type == abi.PAGE_CPUID and error == status.INVALID_PARAM:
             # The firmware wrote what it would take; the caller gets to see it.

@@ -49,6 +49,11 @@ class File:
     def released(self) -> None:
         """The last reference is gone."""
 
+    def discard(self, offset: int, size: int) -> None:
+        """fallocate(2) with PUNCH_HOLE. Raises OSError; files that hold nothing answer ENODEV."""
+        del offset, size
+        fail(errno.ENODEV)
+
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """An ioctl from this process. Raises OSError; files without any answer ENOTTY."""
         del process, request, argument
@@ -65,6 +70,9 @@ class Process:
 
     FIRST = 0
     """The lowest descriptor number."""
+
+    SHARES_MEMORY = False
+    """Guest memory is made so that it can be handed to whoever stands behind this process."""
 
     def __init__(
         self, devices: Mapping[str, Callable[[int], File]], ended: Callable[[Process], None] | None = None
@@ -120,9 +128,12 @@ class Process:
         """There is nothing to give back."""
 
     def discard(self, fd: int, offset: int, size: int) -> None:
-        """The model keeps no memory behind its descriptors. Raises OSError(EBADF, EOPNOTSUPP)."""
-        self.take(fd).drop()
-        fail(errno.EOPNOTSUPP)
+        """fallocate(2) that frees whole pages of a guest_memfd. Raises OSError: EBADF; EINVAL; ENODEV: another file."""
+        file = self.take(fd)
+        try:
+            file.discard(offset, size)
+        finally:
+            file.drop()
 
     def install(self, file: File) -> int:
         """Gives a file the lowest free descriptor. Raises OSError(EMFILE); the file is not held then."""

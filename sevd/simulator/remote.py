@@ -96,6 +96,18 @@ class RemoteMemory(AddressSpace):
             return 0
         return reached - address
 
+    def fill(self, address: int, target: memoryview) -> int:
+        """Copies into `target` what can be read from this address on; how many bytes that was, 0 if none."""
+        place = ctypes.addressof(ctypes.c_char.from_buffer(target)) if len(target) else 0
+        done = 0
+        while done < len(target) and 0 <= address < 1 << 64:
+            length = min(len(target) - done, _TRANSFER_MAX)
+            count = _readv(self.pid, _Iovec(place + done, length), 1, _Iovec(address + done, length), 1, 0)
+            if count <= 0:
+                break
+            done += count
+        return done
+
     def place(self, data: bytes | bytearray | memoryview) -> NoReturn:
         """Nothing can be placed in another process. Raises OSError(EOPNOTSUPP)."""
         del data

@@ -55,7 +55,8 @@ class Vcpu:
         """One vCPU ioctl, of the VM's owner. Raises OSError with KVM's errno."""
         memory = process.memory
         if request == kvm.KVM_RUN:
-            if argument or self.vm.sev.needs_init:
+            # Of a guest with encrypted state: there is none to enter before the launch has encrypted it.
+            if argument or self.vm.sev.needs_init or (self.vm.sev.es and not self.protected):
                 fail(errno.EINVAL)
             fail(errno.EOPNOTSUPP)
         if request == kvm.KVM_SET_CPUID2:
@@ -113,19 +114,24 @@ class Vcpu:
         if not count:
             return 0
         size = kvm_vcpu.MsrEntry.size()
-        view = memory.view(argument + _COUNT.size, count * size)
-        for number in range(count):
-            entry = kvm_vcpu.MsrEntry.decode(view[number * size : (number + 1) * size])
+        entries = bytearray(memory.read(argument + _COUNT.size, count * size))
+        done = 0
+        for done in range(count):
+            entry = kvm_vcpu.MsrEntry.decode(entries[done * size : (done + 1) * size])
             at = vcpu_state.ORDER.get(entry.index)
             if at is None:
-                return number
+                break
             if not store:
-                view[number * size : (number + 1) * size] = replace(entry, data=self.msrs[at]).encode()
+                entries[done * size : (done + 1) * size] = replace(entry, data=self.msrs[at]).encode()
             elif vcpu_state.valid_msr(entry.index, entry.data):
                 self.msrs[at] = entry.data
             else:
-                return number
-        return count
+                break
+        else:
+            done = count
+        if not store:
+            memory.write(argument + _COUNT.size, entries)
+        return done
 
 
 class VcpuFile(File):
