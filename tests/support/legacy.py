@@ -36,7 +36,7 @@ class Owner:
 
     def sign(self, csr: bytes) -> bytes:
         """The PEK certificate that a platform imports."""
-        return sev_signatures.sign(SevCertificate.read(csr), self.key, abi.OCA, slot=1).encode()
+        return sev_signatures.sign(SevCertificate.read(csr), self.key, abi.OCA, slot=1, deterministic=True).encode()
 
 
 def check_chain(pdh: bytes, chain: bytes, ca: CertificateAuthority) -> tuple[SevCertificate, ...]:
