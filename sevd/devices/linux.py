@@ -5,32 +5,23 @@ Everything is read below `root`, so that tests can lay out a machine of their ow
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from pathlib import Path
 
 from sev import products
+from sev.host.cpuid import CpuidUnavailable, cpuid
+from sev.host.linux import LinuxReader
+from sev.host.result import FAILED, SEV_SNP
+from sev.host.verdict import check_host
 from sev.launch.linux import LinuxKernel, LinuxMemory
 from sevd.devices.facts import HostFacts
+from sevd.devices.missing import Missing
 
 __all__ = ["LinuxHost", "LinuxKernel", "LinuxMemory"]
 
 _TECHNOLOGIES = (("sev", "sev"), ("sev-es", "sev_es"), ("sev-snp", "sev_snp"))
-_FLAGS = (("sev", "SEV"), ("sev_es", "SEV-ES"), ("sev_snp", "SEV-SNP"))
 _MISC = "sys/fs/cgroup"
-_SNP_OFF = (
-    "kvm_amd has SEV-SNP switched off: load it with sev_snp=1, and look in the kernel's log for what keeps it off "
-    "(IOMMU, RMP, firmware older than 1.51)."
-)
-_VIRTUAL = (
-    "This machine is a virtual machine itself, and its processor shows no {}: confidential guests need the bare "
-    "machine, or a host that hands SEV on."
-)
-_NOT_IN_CPU = (
-    "The kernel does not see {} in the processor (/proc/cpuinfo): enable SEV-SNP in the BIOS (SMEE, SEV-SNP support, "
-    "RMP coverage), and look for the reason in the kernel's log."
-)
+_DEVICES = ("device.sev", "device.sev-read", "device.kvm", "device.kvm-open")
 
 
 class LinuxHost:
@@ -43,6 +34,13 @@ class LinuxHost:
         self._kvm_path = kvm_path
         self._root = root
         self._release = release or os.uname().release
+        self._reader = LinuxReader(
+            sev_path=sev_path,
+            kvm_path=kvm_path,
+            root=str(root),
+            # Another folder than / is another machine: its CPUID is not this processor's.
+            ask_cpuid=cpuid if root == Path("/") else _no_cpuid,
+        )
 
     def facts(self) -> HostFacts:
         """What the machine says about itself; zeros and empty text for what it does not say."""
@@ -68,50 +66,36 @@ class LinuxHost:
         return {key: (total.get(key, 0), used.get(key, 0)) for key in ("sev", "sev_es")}
 
     def missing(self) -> list[str]:
-        """What is missing for launching SNP guests, each as one sentence with what to do; empty if nothing is."""
-        out: list[str] = []
-        sev, kvm = self._device(self._sev_path), self._device(self._kvm_path)
-        if not sev and not kvm:
-            # Both nodes answer: whatever stands behind them (a simulator's files too) speaks for itself.
-            return out
-        if sev:
-            out.append(sev)
-            out.extend(self._why_no_sev())
-        if kvm:
-            out.append(kvm)
-        return out
+        """What is missing for launching SNP guests, each as one sentence that knows its remedy; empty if nothing is.
 
-    def _why_no_sev(self) -> list[str]:
-        cpu = self._cpuinfo()
-        vendor = cpu.get("vendor_id", "")
-        if vendor != "AuthenticAMD":
-            return [f"The processor is not AMD's ({vendor or 'unknown vendor'}): SEV needs an AMD EPYC processor."]
-        flags = cpu.get("flags", "").split()
-        lacking = [text for flag, text in _FLAGS if flag not in flags]
-        if lacking and "hypervisor" in flags:
-            return [_VIRTUAL.format(", ".join(lacking))]
-        if lacking:
-            return [_NOT_IN_CPU.format(", ".join(lacking))]
-        modules = [name for name in ("ccp", "kvm_amd") if not (self._root / "sys/module" / name).is_dir()]
-        if modules:
-            return [f"The kernel module {name} is not loaded: modprobe {name}." for name in modules]
-        if not self._enabled("sev_snp"):
-            return [_SNP_OFF]
-        return ["The driver ccp found no usable SEV firmware: look for ccp in the kernel's log."]
+        Nothing is missing where both devices can be opened: whatever stands behind them speaks for itself. Otherwise
+        the devices come first, then what the checks of the host (`sev.host`) find to be the cause.
+        """
+        checks = check_host(self._reader, SEV_SNP).checks if not self._usable() else ()
+        devices = [
+            one for one in checks if one.id in _DEVICES and one.result != "passed" and "not looked" not in one.reason
+        ]
+        causes = [one for one in checks if one.result == FAILED and SEV_SNP in (*one.decides, *one.required)]
+        causes = [one for one in causes if one.id not in _DEVICES]
+        if not any(one.id.startswith("device.sev") for one in devices):
+            causes = []  # KVM alone is missing, and says so itself
+        first = causes[0].group if causes else ""
+        # One cause is enough where the others follow from it: a processor without SEV lacks everything else, too.
+        causes = causes[:1] if first == "processor" else causes[:3]
+        told = [*devices, *causes]
+        remedies = [one.remedy for one in causes] or [one.remedy for one in devices]
+        return [
+            Missing(_sentence(one.reason), one.remedy if one in causes or not causes else remedies[0]) for one in told
+        ]
 
-    def _device(self, path: str) -> str:
-        """Empty if the device node can be opened, else one sentence."""
-        try:
-            if not stat.S_ISCHR(os.stat(path).st_mode) and path.startswith("/dev/"):
-                return f"{path} is not a device."
-            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        except FileNotFoundError:
-            return f"There is no {path}."
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM):
-                return f"{path} may not be opened by uid {os.geteuid()}: run the daemon as root, or give it the group."
-            return f"{path} cannot be opened: {os.strerror(error.errno or 0)}."
-        return ""
+    def _usable(self) -> bool:
+        """Both devices can be opened."""
+        for path, write in ((self._sev_path, False), (self._kvm_path, True)):
+            try:
+                self._reader.try_open(path, write=write)
+            except OSError:
+                return False
+        return True
 
     def _cpuinfo(self) -> dict[str, str]:
         """The first processor of /proc/cpuinfo."""
@@ -141,6 +125,15 @@ class LinuxHost:
                 return file.read(limit).decode("ascii", "replace")
         except OSError:
             return ""
+
+
+def _sentence(text: str) -> str:
+    start = text[:1].upper() if text.partition(" ")[0].isalpha() else text[:1]
+    return f"{start}{text[1:].rstrip('.')}."
+
+
+def _no_cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+    raise CpuidUnavailable("this machine is a folder")
 
 
 def _number(text: str) -> int:

@@ -113,16 +113,11 @@ _module("module.kvm-amd", "kvm_amd", KVM_AMD, "KVM on AMD processors")
 
 
 def _parameter(identifier: str, name: str, technology: str, needed: tuple[str, ...]) -> None:
-    @_check(identifier, "kvm", f"kvm_amd.{name}", decides=needed, after=(f"cpu.{technology.lower()}",))
+    @_check(identifier, "kvm", f"kvm_amd.{name}", decides=needed, after=(f"cpu.{technology.lower()}", "module.kvm-amd"))
     def look(machine: Machine) -> Outcome:
         value = machine.parameter(name)
         if value in ON:
             return passed(f"{value}: KVM offers {technology}")
-        if value is None and machine.names(KVM_AMD) is None:
-            return failed(
-                "kvm_amd is not there: KVM offers no encrypted guests",
-                "Load it (modprobe kvm_amd); it loads on AMD processors only.",
-            )
         if value is None:
             return failed(
                 f"kvm_amd has no parameter {name}: this kernel was built without {technology}",

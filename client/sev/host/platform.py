@@ -11,6 +11,7 @@ from sev.abi import sev_device as abi
 from sev.abi.tcb import TcbVersion
 from sev.errors import DeviceMissing, SevError
 from sev.host import era
+from sev.host.machine import CCP
 from sev.host.result import SEV, SEV_ES, SEV_SNP, TECHNOLOGIES, Checks, NotSeen, Outcome, failed, passed, skipped
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def _present(identifier: str, title: str, path_of: Callable[[Machine], str], why
         if number in (errno.ENOENT, errno.ENOTDIR):
             if "sev" in identifier and not machine.has_sev:
                 return failed(f"there is no {path}", "It comes with a processor that shows SEV: see cpu.sev.")
+            if "sev" in identifier and machine.names(CCP) is None:
+                return failed(f"there is no {path}", "It comes with the module ccp: see module.ccp.")
             return failed(f"there is no {path}: {why}", remedy)
         if number in (errno.ENODEV, errno.ENXIO):
             return failed(f"{path} is there, and no driver answers ({os.strerror(number)})", remedy)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sevd.devices.linux import LinuxHost
+from sevd.devices.missing import Lacking, Missing, remedy_of
 
 FLAGS = "fpu sme sev sev_es sev_snp debug_swap"
 
@@ -50,12 +51,12 @@ def test_a_machine_with_everything(tmp_path: Path) -> None:
     ("lack", "words"),
     [
         ("vendor", "not AMD's (GenuineIntel)"),
-        ("flags", "does not see SEV-ES, SEV-SNP"),
-        ("bare machine", "a virtual machine itself, and its processor shows no SEV, SEV-ES, SEV-SNP"),
-        ("ccp", "kernel module ccp is not loaded"),
-        ("kvm_amd", "kernel module kvm_amd is not loaded"),
-        ("sev_snp", "SEV-SNP switched off"),
-        ("firmware", "found no usable SEV firmware"),
+        ("flags", "does not show SEV-ES"),
+        ("bare machine", "a virtual machine itself"),
+        ("ccp", "kernel module ccp (the driver of the AMD secure processor) is not loaded"),
+        ("kvm_amd", "kernel module kvm_amd (KVM on AMD processors) is not loaded"),
+        ("sev_snp", "kvm_amd has SEV-SNP off (sev_snp=N)"),
+        ("firmware", "no processor with usable SEV firmware"),
     ],
 )
 def test_why_there_is_no_sev(tmp_path: Path, lack: str, words: str) -> None:
@@ -72,15 +73,39 @@ def test_why_there_is_no_sev(tmp_path: Path, lack: str, words: str) -> None:
     if lack == "sev_snp":
         (root / "sys/module/kvm_amd/parameters/sev_snp").write_text("N\n")
     missing = host(root).missing()
-    assert missing[0] == f"There is no {root}/node/sev."
-    assert len(missing) == 2
-    assert words in missing[1]
+    assert missing[0].startswith(f"There is no {root}/node/sev")
+    assert words in missing[-1]
+    assert len(missing) <= 3
+    assert all(isinstance(one, Missing) and one.remedy for one in missing)
+    assert remedy_of(missing)
+
+
+def test_what_is_missing_is_looked_for_again() -> None:
+    """While something is missing, at most once in a while; never again once nothing is."""
+    answers: list[list[str]] = [["no sev", "no kvm"], ["no kvm"], [], ["gone"]]
+    now = [0.0]
+    lacking = Lacking(lambda: answers.pop(0), seconds=2.0, clock=lambda: now[0])
+    assert (len(lacking), list(lacking), lacking[0]) == (2, ["no sev", "no kvm"], "no sev")
+    now[0] = 1.9
+    assert list(lacking) == ["no sev", "no kvm"]
+    now[0] = 2.0
+    assert lacking[:] == ("no kvm",)
+    now[0] = 10.0
+    assert not lacking
+    now[0] = 1000.0
+    assert list(lacking) == []
+    assert answers == [["gone"]]
+
+
+def test_the_remedy_of_the_first_that_has_one() -> None:
+    assert remedy_of(["plain", Missing("a", ""), Missing("b", "do b"), Missing("c", "do c")]) == "do b"
+    assert remedy_of([]) == remedy_of(["plain"]) == ""
 
 
 def test_no_kvm_is_said_alone(tmp_path: Path) -> None:
     root = machine(tmp_path)
     (root / "node/kvm").unlink()
-    assert host(root).missing() == [f"There is no {root}/node/kvm."]
+    assert host(root).missing() == [f"There is no {root}/node/kvm: KVM is not loaded."]
 
 
 def test_a_node_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +119,7 @@ def test_a_node_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "open", refuse)
     missing = host(root).missing()
-    assert any("may not be opened by uid" in sentence for sentence in missing)
+    assert missing[0] == f"{root}/node/sev cannot be opened for reading by uid {os.geteuid()}: Permission denied."
 
 
 def test_an_empty_machine_raises_nothing(tmp_path: Path) -> None:
@@ -102,7 +127,7 @@ def test_an_empty_machine_raises_nothing(tmp_path: Path) -> None:
     facts = it.facts()
     assert (facts.product, facts.cpu_family, facts.technologies) == ("", 0, ())
     assert it.asids() == {"sev": (0, 0), "sev_es": (0, 0)}
-    assert len(it.missing()) == 3
+    assert len(it.missing()) == 2
 
 
 @pytest.mark.parametrize("text", ["sev\nsev_es x\n", "\xff\xfe", "sev 99999999999999999999999\n", "sev -1\n"])

@@ -192,7 +192,7 @@ CASES: dict[str, Case] = {
     "kvm_amd not loaded": case(
         genoa().but(files={name: None for name in genoa().files if name.startswith(places.KVM_AMD)},
                     devices={"/dev/kvm": None}),
-        "module.kvm-amd kvm.sev kvm.sev-es kvm.sev-snp device.kvm", "kvm.api kvm.type-sev-snp",
+        "module.kvm-amd device.kvm", "kvm.sev kvm.sev-es kvm.sev-snp kvm.api kvm.type-sev-snp",
     ),
     "a kernel older than SNP": case(
         OLD_KERNEL, "kvm.sev-snp snp.state", "kvm.ciphertext-hiding-asids", BOTH_LEGACY),
