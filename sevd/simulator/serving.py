@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from sev.records import record
-from sevd.simulator import host_files, host_nodes
+from sevd.simulator import guest_nodes, host_files, host_nodes
 from sevd.simulator.device_directory import LAST, DeviceDirectory
 from sevd.simulator.faults import Fault, Faults
 from sevd.simulator.host_reader import SimulatedReader
@@ -73,11 +73,14 @@ class ServedHost:
         directory.serve("msr", host_nodes.host_msr())
         directory.serve("guest-msr", host_nodes.guest_msr())
         directory.serve("parameters", host_nodes.parameters(SimulatedReader(simulator)))
+        directory.serve("sev-guest", guest_nodes.guest_tree(simulator))
+        directory.serve("tsm", guest_nodes.tsm_tree(simulator))
         directory.serve(LAST, self.sev)
 
     def close(self) -> None:
         """Takes the files away and switches the host off; once more does nothing."""
         self.faults.close()
+        guest_nodes.GuestDevices.of(self.simulator).close()
         with self._stack:
             self.directory.close()
         ending = threading.Thread(target=self.simulator.close, name="switch-off", daemon=True)
