@@ -78,16 +78,19 @@ def _build_show(show: ArgumentParser) -> None:
 
 def _build_verify(verify: ArgumentParser) -> None:
     from sev.cli.report_inputs import add_options
+    from sev.cli.report_legacy import add_options as add_legacy
 
     add_options(verify, policy_required=False)
+    add_legacy(verify)
     examples(
         verify,
         ("sev report verify report.bin --vek vcek.der", "AMD's keys are built in"),
         ("sev report verify outblob --cert-table auxblob", "with the certificates that the host gave the guest"),
         ("sev report verify report.bin --certs certs --roots certs/ark.pem", "a simulated host's, by its own root"),
+        ("sev report verify report.bin --chain chain.bin", "an SEV or SEV-ES guest's, 208 bytes"),
         notes=_VERIFY_JSON,
     )
-    verify.set_defaults(run=_judge)
+    verify.set_defaults(run=_verify)
 
 
 def _build_appraise(appraise: ArgumentParser) -> None:
@@ -110,6 +113,22 @@ def _show(args: Namespace, out: Output) -> int:
     out.detail(f"sev: recognised as {found.form}")
     out.result({**found.report.document(), "form": found.form}, text(found.report))
     return 0
+
+
+def _verify(args: Namespace, out: Output) -> int:
+    if args.chain is None:
+        if args.mnonce is not None:
+            from sev.errors import UsageError
+
+            raise UsageError("--mnonce goes with --chain: only SEV and SEV-ES reports have one", field="--mnonce")
+        if args.measurement is not None and len(args.measurement) != 48:
+            from sev.errors import UsageError
+
+            raise UsageError("--measurement: an SNP guest's launch digest has 48 bytes", field="--measurement")
+        return _judge(args, out)
+    from sev.cli.report_legacy import judge
+
+    return judge(args, out)
 
 
 def _judge(args: Namespace, out: Output) -> int:

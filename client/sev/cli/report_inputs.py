@@ -46,7 +46,7 @@ def add_options(parser: ArgumentParser, *, policy_required: bool) -> None:
     parser.add_argument("--at", metavar="TIME", help="verify for this time (RFC 3339; UTC where it says no zone)")
     parser.add_argument("--policy", metavar="FILE", required=policy_required, help="what is expected, TOML or JSON")
     parser.add_argument("--report-data", metavar="HEX", type=hex_bytes(maximum=REPORT_DATA_SIZE), help="expected")
-    parser.add_argument("--measurement", metavar="HEX", type=hex_bytes(48), help="expected launch digest")
+    parser.add_argument("--measurement", metavar="HEX", type=launch_digest, help="expected launch digest")
     parser.add_argument("--host-data", metavar="HEX", type=hex_bytes(32), help="expected")
     parser.add_argument("--vmpl", metavar="N", type=integer(0, 0xFFFFFFFF), help="expected privilege level")
     parser.add_argument("--product", metavar="P", help="expected processor line: milan, genoa, turin")
@@ -56,6 +56,14 @@ def add_options(parser: ArgumentParser, *, policy_required: bool) -> None:
     parser.add_argument(
         "--allow-masked-chip-id", action="store_true", help="take a report whose chip id the host masked"
     )
+
+
+def launch_digest(text: str) -> bytes:
+    """48 bytes in hex, or 32 as SEV and SEV-ES guests have them."""
+    from sev.cli.values import hex_bytes
+
+    digits = text.strip().removeprefix("0x").replace(":", "").replace(" ", "")
+    return hex_bytes(32 if len(digits) == 64 else 48)(text)
 
 
 def evidence(args: Namespace) -> Evidence:

@@ -1,0 +1,91 @@
+"""`sev report verify --chain`: the attestation report of SEV and SEV-ES guests."""
+
+from __future__ import annotations
+
+from sev.errors import MalformedInput, SevError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from sev.attestation import Step
+    from sev.cli.output import Output
+
+_LIMIT = 1 << 20
+_NOT_HERE = ("vek", "certs", "cert_table", "policy", "report_data", "host_data", "vmpl", "product")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of a legacy report."""
+    from sev.cli.values import hex_bytes
+
+    group = parser.add_argument_group("report of an SEV or SEV-ES guest")
+    group.add_argument("--chain", metavar="FILE", help="its platform's chain: PDH, PEK, OCA, CEK")
+    group.add_argument("--mnonce", metavar="HEX", type=hex_bytes(16), help="the nonce that was asked with")
+
+
+def judge(args: Namespace, out: Output) -> int:
+    """Verifies a legacy report.
+
+    Raises:
+        UsageError: An option that has no meaning for such a report.
+    """
+    from sev.abi.legacy_report import LegacyReport
+    from sev.attestation import legacy
+    from sev.attestation.steps import FAILED, Step
+    from sev.certs.sev_chain import SevChain
+    from sev.certs.sev_roots import SevRoots
+    from sev.cli.files import read_file
+
+    for name in _NOT_HERE:
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} has no meaning for the report of an SEV guest", field=option)
+    if args.measurement is not None and len(args.measurement) != 32:
+        raise UsageError("--measurement: an SEV guest's launch digest has 32 bytes", field="--measurement")
+    roots = SevRoots.of(read_file(args.roots, "the roots", _LIMIT)) if args.roots is not None else None
+    report: LegacyReport | None = None
+    try:
+        try:
+            report = LegacyReport.parse(read_file(args.file, "the report", _LIMIT))
+        except MalformedInput as error:
+            invalid = legacy.LegacyReportInvalid(error.message, field="format")
+            invalid.steps = (Step("format", FAILED, error.message),)
+            raise invalid from None
+        chain = SevChain.parse(read_file(args.chain, "the chain", _LIMIT))
+        verified = legacy.verify(report, chain, roots=roots, mnonce=args.mnonce, measurement=args.measurement)
+    except SevError as error:
+        if error.exit_code not in (3, 5, 9):
+            raise
+        if error.exit_code == 9:
+            error = legacy.LegacyReportInvalid(error.message, field="chain")
+        _end(out, report, getattr(error, "steps", ()), error)
+        return error.exit_code
+    document = {
+        "verified": True,
+        "steps": [step.document() for step in verified.steps],
+        "report": verified.report.document(),
+        "product": verified.chain.product or None,
+    }
+    lines = [*_lines(verified.steps), "", f"genuine: launch digest {verified.report.launch_digest.hex()}"]
+    out.result(document, "\n".join(lines))
+    return 0
+
+
+def _end(out: Output, report: object, steps: tuple[Step, ...], error: SevError) -> None:
+    from sev.cli.output import Output
+
+    document = {
+        "verified": False,
+        "steps": [step.document() for step in steps],
+        "report": getattr(report, "document", lambda: None)(),
+        "error": error.document(),
+    }
+    out.result(document, "\n".join([*_lines(steps), "", "not genuine"]).lstrip("\n"))
+    Output(quiet=out.quiet, verbose=out.verbose).error(error)
+
+
+def _lines(steps: tuple[Step, ...]) -> list[str]:
+    from sev.attestation.legacy import STEPS
+
+    return [f"{count:3}  {step.result:8}{STEPS[step.id]}: {step.reason}" for count, step in enumerate(steps, 1)]
