@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--state-dir", metavar="DIR", help="where state is kept")
     add("--device", metavar="PATH", help="the SEV device (default /dev/sev)")
     add("--kvm", metavar="PATH", help="the KVM device (default /dev/kvm)")
+    add("--simulator", metavar="DIR", help="use the sevd-simulator that runs with this --device-dir")
     simulate = f"simulate a host of this line ({', '.join(PRODUCTS)}; default genoa): nothing on it is protected"
     add("--simulate", metavar="PRODUCT", nargs="?", const="genoa", choices=PRODUCTS, help=simulate)
     add("--firmware-version", metavar="X.Y.Z", help="firmware of the simulated chip, such as 1.55.40")
@@ -96,13 +97,21 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.socket is not None:
         # One socket that is asked for by name is the only one.
         changes.update(socket=_path("socket", args.socket), monitor_socket=None, admin_socket=None)
-    for option, attribute in (("state_dir", "state_dir"), ("device", "sev_device"), ("kvm", "kvm_device")):
+        changes["fd_socket"] = _path("socket", f"{args.socket}.fd")
+    for option, attribute in (
+        ("state_dir", "state_dir"),
+        ("device", "sev_device"),
+        ("kvm", "kvm_device"),
+        ("simulator", "simulator"),
+    ):
         if getattr(args, option) is not None:
             changes[attribute] = _path(option, getattr(args, option))
     for option in ("simulate", "firmware_version", "seed"):
         if getattr(args, option) is not None:
             changes[option] = getattr(args, option)
     settings = replace(settings, **changes)
+    if settings.simulator is not None:
+        _check_simulator(settings, args)
     if (settings.firmware_version or settings.seed is not None) and not settings.simulate:
         raise UsageError(
             "a firmware version or a seed is given, and no simulation",
@@ -110,6 +119,24 @@ def _settings(args: argparse.Namespace) -> Settings:
             remedy="Add --simulate, or leave it out: real firmware has the version it has.",
         )
     return config.resolved(settings, uid, os.environ)
+
+
+def _check_simulator(settings: Settings, args: argparse.Namespace) -> None:
+    """Raises UsageError for options that leave open which host is meant."""
+    from sev.errors import UsageError
+
+    if settings.simulate:
+        raise UsageError(
+            "both --simulate and --simulator are given, and they are two hosts",
+            field="simulator",
+            remedy="--simulate makes a host inside the daemon, --simulator DIR uses the one that serves DIR.",
+        )
+    if args.device is not None:
+        raise UsageError(
+            "both --device and --simulator are given: the simulator's directory has its own device",
+            field="device",
+            remedy="Leave --device out.",
+        )
 
 
 def _path(option: str, text: str) -> object:

@@ -20,7 +20,10 @@ from sev import __version__, products
 from sev.errors import UsageError
 from sev.host.facts import kernel_facts
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
+from sevd.access.descriptors import Descriptors, Shared
 from sevd.access.gate import GateLimits
+from sevd.access.identity import Caller
+from sevd.access.listeners import FD, Listener
 from sevd.access.policy import AccessPolicy
 from sevd.api.dispatch import Skin
 from sevd.api.endorsement import EndorsementSkin
@@ -29,6 +32,7 @@ from sevd.api.host import HostSkin
 from sevd.api.server import Server, ServerLimits
 from sevd.api.simulator import NoSimulatorSkin, SimulatorSkin
 from sevd.api.snp_platform import SnpPlatformSkin
+from sevd.appearing import Appearing
 from sevd.audit import Audit
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
@@ -46,6 +50,7 @@ from sevd.platform.snp import SnpPlatform
 from sevd.state import StateDirectory
 
 if TYPE_CHECKING:
+    from sevd.devices.facts import HostFacts
     from sevd.endorsements import ChipIdentity, Endorsements
 
 log = logging.getLogger(__name__)
@@ -71,7 +76,11 @@ class Assembly:
         self.scheduler = Scheduler()
         self._audit, self._journal = _records(settings, state)
         self._device = PlatformDevice(
-            parts.platform_kernel, self.scheduler, path=parts.sev_path, missing=lambda: parts.missing
+            parts.platform_kernel,
+            self.scheduler,
+            path=parts.sev_path,
+            missing=lambda: parts.missing,
+            there=parts.present,
         )
         quiet = Quiet()
         self.guests = Guests(
@@ -91,7 +100,7 @@ class Assembly:
             quiet=quiet,
         )
         self.host = HostPlatform(
-            replace(parts.facts, offers=kernel_facts(parts.host_reader())),
+            self._facts(parts.facts),
             self._device,
             asids=parts.asids,
             missing=lambda: parts.missing,
@@ -111,6 +120,13 @@ class Assembly:
             quiet=quiet,
             changed=self.host.changed,
         )
+        self._appearing = Appearing(
+            parts.missing,
+            None if parts.look is None else self._look_again,
+            self.host,
+            self._renew_endorsements,
+            self.events,
+        )
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.server = Server(
@@ -125,6 +141,7 @@ class Assembly:
             if parts.simulated
             else (simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"].full_name,),
         )
+        self._descriptors = Descriptors(policy, self._audit, self._shared)
         self.events.listen(self._happened)
 
     async def start(self) -> None:
@@ -133,17 +150,29 @@ class Assembly:
         await self.guests.open()
         await self.server.start()
         self._endorsements.start()
+        self._appearing.start()
+
+    def open(self, listeners: Iterable[Listener]) -> None:
+        """Serves callers from here on."""
+        listeners = list(listeners)
+        self.server.open(one for one in listeners if one.kind is not FD)
+        for one in listeners:
+            if one.kind is FD:
+                self._descriptors.open(one)
 
     def reload(self, settings: Settings, policy: AccessPolicy) -> None:
         """Takes what a reload may change."""
         self._settings = settings
+        self._descriptors.reload(policy)
         self.server.reload(policy, gate_limits(settings), settings.calls_per_identity)
 
     async def stop(self) -> None:
         """Ends calls, guests and streams, and gives everything back."""
+        self._descriptors.close()
         await self.server.stop(self._settings.drain_seconds, self._end_streams)
         for task in self._tasks:
             task.cancel()
+        await self._appearing.close()
         await self._endorsements.close()
         await self._device.close()
         if not await asyncio.to_thread(self.scheduler.close):
@@ -190,6 +219,9 @@ class Assembly:
 
         return [asyncio.ensure_future(end())]
 
+    def _shared(self, caller: Caller, guest_id: str) -> Shared:
+        return Shared(*self.guests.share(caller, guest_id))
+
     def _changed(self) -> None:
         self.host.changed()
 
@@ -207,6 +239,19 @@ class Assembly:
         task = asyncio.ensure_future(self.server.foreign.refresh_health())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _facts(self, facts: HostFacts) -> HostFacts:
+        return replace(facts, offers=kernel_facts(self.parts.host_reader()))
+
+    def _look_again(self) -> HostFacts:
+        """Runs on a thread."""
+        assert self.parts.look is not None
+        return self._facts(self.parts.look())
+
+    async def _renew_endorsements(self) -> None:
+        identity = await self._identity()
+        async with self._endorsements.exclusive():
+            await self._endorsements.refresh(identity)
 
     async def _identity(self) -> ChipIdentity:
         return await self._platform.identity()

@@ -29,6 +29,7 @@ class Settings:
     socket: Path | None = None
     monitor_socket: Path | None = None
     admin_socket: Path | None = None
+    fd_socket: Path | None = None
     socket_group: str = "sev"
     drain_seconds: int = 10
     log_level: str = "info"
@@ -107,6 +108,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("daemon.monitor_socket", "monitor_socket", "path", "A socket on which everybody is a viewer at most.",
             _SOCKET_RISK),
     Setting("daemon.admin_socket", "admin_socket", "path", "A socket that admits admins alone.", _SOCKET_RISK),
+    Setting("daemon.fd_socket", "fd_socket", "path", "A socket that passes guests' memory to their owners on this "
+            "machine; beside the others if it is not named.", _SOCKET_RISK),
     Setting("daemon.socket_group", "socket_group", "text", "The group that may connect to the sockets of clients and "
             "monitors, where the daemon runs as root and the group exists.", "Its members can reach the accept loop."),
     Setting("daemon.drain_seconds", "drain_seconds", "number", "How long a stop waits for calls that run.",
@@ -204,8 +207,8 @@ def parse(data: bytes, source: str, base: Settings | None = None) -> Settings:
 def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settings:
     """The settings with every path chosen.
 
-    As root: /run/sevd/{sevd,monitor,admin}.sock and /var/lib/sevd; otherwise the user's runtime and state directories
-    (XDG_RUNTIME_DIR, XDG_STATE_HOME). One `socket` given alone stays alone.
+    As root: /run/sevd/{sevd,monitor,admin,fd}.sock and /var/lib/sevd; otherwise the user's runtime and state
+    directories (XDG_RUNTIME_DIR, XDG_STATE_HOME). One `socket` given alone stays alone.
     """
     home = Path(environ.get("HOME") or "/nonexistent")
     state = Path("/var/lib/sevd") if uid == 0 else Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "sevd"
@@ -215,6 +218,10 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
         out = replace(out, socket=run / "sevd.sock")
         if uid == 0:
             out = replace(out, monitor_socket=run / "monitor.sock", admin_socket=run / "admin.sock")
+    if out.fd_socket is None:
+        beside = out.socket or out.admin_socket or out.monitor_socket
+        assert beside is not None
+        out = replace(out, fd_socket=beside.with_name("fd.sock"))
     if out.state_dir is None:
         out = replace(out, state_dir=state)
     if out.certificate_table is None:

@@ -117,15 +117,16 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
 
 def _real_host(settings: Settings, state: StateDirectory) -> HostParts:
     from sevd.devices.linux import LinuxHost, LinuxKernel
+    from sevd.devices.missing import Lacking
     from sevd.guests.workers import Workers
 
     sev_path, kvm_path = os.fspath(settings.sev_device), os.fspath(settings.kvm_device)
     host = LinuxHost(sev_path=sev_path, kvm_path=kvm_path)
-    missing: Sequence[str] = host.missing()
+    missing = Lacking(host.missing)
     for sentence in missing:
         log.warning("missing: %s", sentence)
     if missing:
-        log.warning("degraded: what needs the device is refused until the daemon is started again with it")
+        log.warning("degraded: what needs the device is refused until it is there")
     plain = settings.plain_guests and os.access(kvm_path, os.R_OK | os.W_OK)
     workers = Workers(state.folder("workers"), sev_path=sev_path, kvm_path=kvm_path)
     if plain or not missing:
@@ -133,12 +134,14 @@ def _real_host(settings: Settings, state: StateDirectory) -> HostParts:
     return HostParts(
         facts=host.facts(),
         simulated=False,
-        platform_kernel=LinuxKernel() if os.access(sev_path, os.R_OK) else None,
+        platform_kernel=LinuxKernel(),
         machines=workers,
         asids=host.asids,
         roots=lambda: _roots(None),
         asids_age=REAL_ASIDS_SECONDS,
-        missing=tuple(missing),
+        missing=missing,
+        present=lambda: os.access(sev_path, os.R_OK),
+        look=host.facts,
         sev_path=sev_path,
         kvm_path=kvm_path,
         plain=plain,
@@ -171,7 +174,7 @@ class _Running:
         assembly = Assembly(self._settings, state, parts, policy)
         loop.add_signal_handler(signal.SIGHUP, self._reload, assembly)
         await assembly.start()
-        assembly.server.open(listeners)
+        assembly.open(listeners)
         self._notifier.ready(assembly.status())
         gc.freeze()
         gc.enable()

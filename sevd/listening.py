@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from sev.errors import UsageError
-from sevd.access.listeners import ADMIN, CLIENT, MONITOR, Kind, Listener, bind, passed
+from sevd.access.listeners import ADMIN, CLIENT, FD, MAX_PATH_BYTES, MONITOR, Kind, Listener, bind, passed
 from sevd.access.policy import gid_of
 from sevd.config import Settings
+
+log = logging.getLogger(__name__)
 
 
 def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
@@ -26,18 +29,24 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
         (settings.socket, CLIENT),
         (settings.monitor_socket, MONITOR),
         (settings.admin_socket, ADMIN),
+        (settings.fd_socket, FD),
     ]
     out: list[Listener] = []
     try:
         for path, kind in wanted:
-            if path is not None:
+            if kind is FD and path is not None and len(os.fsencode(path)) > MAX_PATH_BYTES:
+                # It stands beside another socket, whose own path may be as long as can be.
+                log.warning("no descriptors are passed: %s is too long for a socket's path", path)
+            elif path is not None:
                 _make_directory(path.parent)
                 out.append(bind(path, kind, group=group if kind is not ADMIN else None))
     except UsageError:
         for listener in out:
             listener.close()
         raise
-    if not out:
+    if all(listener.kind is FD for listener in out):
+        for listener in out:
+            listener.close()
         raise UsageError("no socket to listen on", field="socket", remedy="Name one with --socket.")
     return out
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sev import guest_operations, hosted, operations
     from sev.aio_run import AsyncGuestRun
     from sev.calls import Call, Failure, Operation, Stream
+    from sev.mapped_memory import MappedMemory
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
 
@@ -135,6 +136,14 @@ class AsyncHost:
     guest_key = _Does(lambda: guest_operations.guest_key)
     launch_plan = _Does(lambda: hosted.launch_plan)
     launch_snp = _Does(lambda: hosted.launch_snp)
+
+    async def map_memory(self, guest_id: str) -> MappedMemory:
+        """As `sev.client.Host.map_memory`."""
+        import asyncio
+
+        from sev.mapped_memory import map_memory
+
+        return await asyncio.to_thread(map_memory, self.target, guest_id, timeout=self.timeout)
 
     async def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""

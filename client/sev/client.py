@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sev import guest_operations, hosted, operations
     from sev.calls import Call, Failure, Operation, Stream
     from sev.client_run import GuestRun
+    from sev.mapped_memory import MappedMemory
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
 
@@ -135,6 +136,18 @@ class Host:
     guest_key = _Does(lambda: guest_operations.guest_key)
     launch_plan = _Does(lambda: hosted.launch_plan)
     launch_snp = _Does(lambda: hosted.launch_snp)
+
+    def map_memory(self, guest_id: str) -> MappedMemory:
+        """The memory of a guest of one's own, mapped: filled here, it is filled without a copy. Close it when done.
+
+        Raises:
+            UsageError: The daemon is not on this machine.
+            NotFound, NotPermitted: There is no such guest, or it is somebody else's.
+            Unreachable: The daemon passes no descriptors.
+        """
+        from sev.mapped_memory import map_memory
+
+        return map_memory(self.target, guest_id, timeout=self.timeout)
 
     def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""

@@ -41,6 +41,7 @@ class Kind:
         ceiling: Callers have at most this role on it.
         group_mode: File mode if it belongs to a group.
         own_mode: File mode if it does not.
+        type: Type of its sockets.
     """
 
     name: str
@@ -48,12 +49,14 @@ class Kind:
     ceiling: Role
     group_mode: int
     own_mode: int = 0o600
+    type: int = socket.SOCK_STREAM
 
 
 CLIENT = Kind("sevd", Role.VIEWER, Role.ADMIN, 0o660)
 MONITOR = Kind("monitor", Role.VIEWER, Role.VIEWER, 0o660)
 ADMIN = Kind("admin", Role.ADMIN, Role.ADMIN, 0o600)
-KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN)}
+FD = Kind("fd", Role.LAUNCHER, Role.ADMIN, 0o660, type=socket.SOCK_SEQPACKET)
+KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN, FD)}
 
 
 @mutable_record
@@ -104,8 +107,8 @@ def bind(path: Path, kind: Kind, *, group: int | None = None) -> Listener:
             field="socket",
             remedy="Use a shorter path.",
         )
-    refuse_if_taken(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    refuse_if_taken(path, kind.type)
+    listener = socket.socket(socket.AF_UNIX, kind.type | socket.SOCK_NONBLOCK)
     temporary = path.with_name(f".{secrets.token_hex(6)}")
     try:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -135,7 +138,7 @@ def bind(path: Path, kind: Kind, *, group: int | None = None) -> Listener:
     return Listener(listener, kind, path, (found.st_dev, found.st_ino))
 
 
-def refuse_if_taken(path: Path) -> None:
+def refuse_if_taken(path: Path, kind: int = socket.SOCK_STREAM) -> None:
     """Returns if a path is free or stale.
 
     Raises:
@@ -149,11 +152,15 @@ def refuse_if_taken(path: Path) -> None:
         raise UsageError(f"{path}: {os.strerror(error.errno or 0)}", field="socket") from None
     if not stat.S_ISSOCK(mode):
         raise UsageError(f"{path} is there and is no socket", field="socket", remedy="Name another path.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
         result = probe.connect_ex(os.fspath(path))
     if result in (errno.ECONNREFUSED, errno.ENOENT):
         return
-    if result in (0, errno.EAGAIN):  # EAGAIN: somebody listens and the queue is full
+    if result in (
+        0,
+        errno.EAGAIN,
+        errno.EPROTOTYPE,
+    ):  # EAGAIN: somebody listens and the queue is full; EPROTOTYPE: in another way
         raise UsageError(
             f"{path}: another daemon answers there",
             field="socket",
@@ -166,7 +173,7 @@ def passed(environ: Mapping[str, str], *, first: int = FIRST_FD) -> list[Listene
     """The sockets that systemd passed, by their names (LISTEN_FDS, LISTEN_FDNAMES); none if none were.
 
     The order of descriptors means nothing: it changes between boots. A name is that of a kind ("sevd", "monitor",
-    "admin"), with or without ".socket".
+    "admin", "fd"), with or without ".socket".
 
     Raises:
         UsageError: A name is not known, the same kind comes twice, or a descriptor is no listening Unix socket.
@@ -190,7 +197,7 @@ def passed(environ: Mapping[str, str], *, first: int = FIRST_FD) -> list[Listene
                 )
             if any(listener.kind is kind for listener in out):
                 raise UsageError(f"systemd passed two sockets named {name!r}", field="LISTEN_FDNAMES")
-            out.append(Listener(_take(first + index, name), kind))
+            out.append(Listener(_take(first + index, name, kind), kind))
     except UsageError:
         for listener in out:
             listener.close()
@@ -198,7 +205,7 @@ def passed(environ: Mapping[str, str], *, first: int = FIRST_FD) -> list[Listene
     return out
 
 
-def _take(descriptor: int, name: str) -> socket.socket:
+def _take(descriptor: int, name: str, kind: Kind) -> socket.socket:
     try:
         taken = socket.socket(fileno=descriptor)
     except OSError as error:
@@ -206,9 +213,10 @@ def _take(descriptor: int, name: str) -> socket.socket:
             f"descriptor {descriptor} ({name}) is no socket: {os.strerror(error.errno or 0)}", field="LISTEN_FDS"
         ) from None
     listening = taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if taken.family != socket.AF_UNIX or taken.type != socket.SOCK_STREAM or not listening:
+    if taken.family != socket.AF_UNIX or taken.type != kind.type or not listening:
         taken.detach()
-        raise UsageError(f"descriptor {descriptor} ({name}) is no listening Unix stream socket", field="LISTEN_FDS")
+        word = "stream" if kind.type == socket.SOCK_STREAM else "packet"
+        raise UsageError(f"descriptor {descriptor} ({name}) is no listening Unix {word} socket", field="LISTEN_FDS")
     taken.setblocking(False)
     os.set_inheritable(descriptor, False)
     return taken

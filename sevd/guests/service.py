@@ -309,7 +309,9 @@ class Guests:
         missing = list(self._missing())
         if self._machines is None or (missing and request.type != GuestType.PLAIN):
             raise DeviceMissing(
-                " ".join(["no such guest can be launched here.", *missing]), metadata={"missing": "\n".join(missing)}
+                " ".join(["no such guest can be launched here.", *missing]),
+                remedy=remedy_of(missing),
+                metadata={"missing": "\n".join(missing)},
             )
         return self._machines
 

@@ -64,7 +64,7 @@ def test_both_clients_offer_the_same() -> None:
     assert _names(client.Host) == _names(aio.AsyncHost)
     for name in _names(client.Host):
         assert vars(client.Host)[name].describe is vars(aio.AsyncHost)[name].describe
-    extra = {"run", "watch", "close"}
+    extra = {"run", "watch", "close", "run_guest", "map_memory"}
     public = {name for name in vars(client.Host) if not name.startswith("_")} - set(_names(client.Host))
     assert public == extra
     assert {name for name in vars(aio.AsyncHost) if not name.startswith("_")} - set(_names(aio.AsyncHost)) == extra
