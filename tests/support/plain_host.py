@@ -1,0 +1,62 @@
+"""A daemon on the real /dev/kvm that admits plain guests, and guests with programs of a test's making."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sev.client import Host
+from tests.support import real_mode
+from tests.support.daemon import Daemon, running
+from tests.support.needs import need_kvm
+
+FIRMWARE_GPA = (1 << 32) - real_mode.RAM
+
+
+@contextmanager
+def plain_host(folder: Path) -> Iterator[Daemon]:
+    """The daemon; without /dev/kvm the test is skipped."""
+    need_kvm()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "sevd.toml"
+    config.write_text("[guests]\nplain = true\n")
+    with running(folder, "--config", str(config)) as daemon:
+        yield daemon
+
+
+def launch(host: Host, program: bytes, *, vcpus: int = 1, others: bytes = real_mode.HLT, **more: str) -> str:
+    """A plain guest whose boot vCPU runs this program, and the others those bytes; READY. Answers its id."""
+    guest = host.create_guest(
+        guest_type="plain",
+        memory_bytes=1 << 20,
+        firmware_bytes=real_mode.RAM,
+        vcpu_count=vcpus,
+        cpuid_signature=0,
+        ap_reset_address=0x2000 if vcpus > 1 else 0,
+        vmsa_features=0,
+        **more,
+    )
+    host.load_memory(guest.guest_id, [(FIRMWARE_GPA, real_mode.firmware(program)), (0x2000, others)])
+    host.start_launch(guest.guest_id, policy=0)
+    host.finish_launch(guest.guest_id)
+    return guest.guest_id
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below one, the nearest first."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text()
+            except OSError:
+                continue
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry))
+    out, pending = [], [pid]
+    while pending:
+        below = children.get(pending.pop(0), [])
+        out += below
+        pending += below
+    return out
