@@ -121,10 +121,6 @@ def _verify(args: Namespace, out: Output) -> int:
             from sev.errors import UsageError
 
             raise UsageError("--mnonce goes with --chain: only SEV and SEV-ES reports have one", field="--mnonce")
-        if args.measurement is not None and len(args.measurement) != 48:
-            from sev.errors import UsageError
-
-            raise UsageError("--measurement: an SNP guest's launch digest has 48 bytes", field="--measurement")
         return _judge(args, out)
     from sev.cli.report_legacy import judge
 
@@ -135,9 +131,11 @@ def _judge(args: Namespace, out: Output) -> int:
     from sev.attestation import appraise, verify
     from sev.attestation.steps import complete
     from sev.cli import report_inputs as inputs
-    from sev.errors import AppraisalError, CollateralError, MalformedInput, VerificationError
+    from sev.errors import AppraisalError, CollateralError, MalformedInput, UsageError, VerificationError
     from sev.products import by_name
 
+    if args.measurement is not None and len(args.measurement) != 48:
+        raise UsageError("--measurement: an SNP guest's launch digest has 48 bytes", field="--measurement")
     at = inputs.verification_time(args)
     product = by_name(args.product) if args.product is not None else None
     policy = inputs.policy(args, out)
