@@ -43,7 +43,13 @@ RENEW = timedelta(days=14)
 LEAVES_MAX = 64
 """Leaf certificates kept; the oldest go first, and are issued anew if asked for again."""
 
-_SERIAL_BASE = {"milan": 0x10000, "genoa": 0x20000, "turin": 0x30000, "venice": 0x40000}
+_SERIAL_BASE = {
+    "milan": 0x10000, "genoa": 0x20000, "turin": 0x30000, "venice": 0x40000,
+    # AMD has X.509 roots for none of these; the model keeps their keys in the same form.
+    "naples": 0x50000, "rome": 0x60000,
+}  # fmt: skip
+_SMALL_KEYS = {"naples": 2048}
+"""Bits of a line's root keys, where they are not `KEY_BITS`."""
 _SERIAL_OFFSET = {"ark": 0, "ask": 1, "asvk": 0x101}
 
 Progress = Callable[[str], None]
@@ -91,9 +97,9 @@ class CertificateAuthority:
     ) -> CertificateAuthority:
         """A new authority in an empty directory: makes and stores the ARK's and the ASK's keys and certificates."""
         if progress:
-            progress("Making the simulated root keys (two RSA-4096 keys, once; this takes a few seconds)")
+            progress(f"Making the simulated root keys (two RSA-{_bits(product)} keys, once; this may take seconds)")
         with ThreadPoolExecutor(max_workers=2) as pool:
-            futures = {kind: pool.submit(_new_key) for kind in ("ark", "ask")}
+            futures = {kind: pool.submit(_new_key, _bits(product)) for kind in ("ark", "ask")}
             keys = {kind: future.result() for kind, future in futures.items()}
         created = datetime.fromtimestamp(int(clock()), UTC)
         files: dict[str, str] = {}
@@ -107,6 +113,16 @@ class CertificateAuthority:
         authority._keys.update(keys)
         return authority
 
+    @property
+    def directory(self) -> Path:
+        """Where keys and certificates are kept."""
+        return self._directory
+
+    @property
+    def chip_id(self) -> bytes:
+        """CHIP_ID of the chip it vouches for, 64 bytes."""
+        return self._chip.identifier
+
     def ark_der(self) -> bytes:
         """The root certificate, self-signed."""
         return self._cache["ark.der"]
@@ -119,7 +135,7 @@ class CertificateAuthority:
         """The certificate that signs VLEKs; its key is made on first use."""
         with self._lock:
             if "asvk.der" not in self._files:
-                key = _new_key()
+                key = _new_key(_bits(self._product))
                 now = datetime.fromtimestamp(int(self._clock()), UTC)
                 certificate = _ca_certificate(self._product, "asvk", key.public_key(), self._key("ark"), now)
                 self._cache.update(_store_pair(self._directory, self._files, "asvk", key, certificate))
@@ -268,8 +284,12 @@ def pem(certificate: bytes) -> bytes:
     return b"\n".join((b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""))
 
 
-def _new_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, KEY_BITS)
+def _bits(product: Product) -> int:
+    return _SMALL_KEYS.get(product.name, KEY_BITS)
+
+
+def _new_key(bits: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
 
 
 def _years_later(moment: datetime, years: int) -> datetime:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sevd.simulator")
 
 PRODUCTS = ("milan", "genoa", "turin")
+KDS_FAULT = "KDS:"
+"""How the faults of the key distribution service begin: "KDS:throttle=5:times=2" (sevd.simulator.kds)."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     eras = tuple(kernel_era.ERAS)
     add("--kernel-era", choices=eras, default=kernel_era.DEFAULT, help=f"kernel (default {kernel_era.DEFAULT})")
     add("--kds", metavar="HOST:PORT", type=_address, help="answer as the key distribution service here, over HTTPS")
-    add("--fault", metavar="SPEC", action="append", default=[], help="such as SNP_COMMIT:status=0x16:times=1")
+    add("--fault", metavar="SPEC", action="append", default=[], help="such as SNP_COMMIT:status=0x16 or KDS:throttle=5")
     add("--sev-mode", metavar="MODE", type=_mode, default=0o600, help="permissions of the file sev (default 0600)")
     add("--sev-group", metavar="GROUP", help="its group, by name or number")
     add("-q", "--quiet", action="store_true", help="only warnings and errors on stderr")
@@ -184,11 +186,18 @@ def _options(args: argparse.Namespace) -> Options:
     from sevd.simulator import faults
     from sevd.simulator.serving import Options
 
+    kds_specs = [spec.removeprefix(KDS_FAULT) for spec in args.fault if spec.startswith(KDS_FAULT)]
+    if kds_specs:
+        from sevd.simulator.kds import KdsFault
+
+        if args.kds is None:
+            raise UsageError("a fault of the KDS without one: --kds is missing", field="fault")
     return Options(
         sev_mode=args.sev_mode,
         sev_gid=_group(args.sev_group) if args.sev_group is not None else os.getegid(),
         kds=args.kds,
-        faults=tuple(faults.parse(spec) for spec in args.fault),
+        faults=tuple(faults.parse(spec) for spec in args.fault if not spec.startswith(KDS_FAULT)),
+        kds_faults=tuple(KdsFault.parse(spec) for spec in kds_specs),
     )
 
 

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from sev.records import record
 from sevd.simulator import guest_nodes, host_files, host_nodes
@@ -17,6 +18,9 @@ from sevd.simulator.device_directory import LAST, DeviceDirectory
 from sevd.simulator.faults import Fault, Faults
 from sevd.simulator.host_reader import SimulatedReader
 from sevd.simulator.simulator import SEV_PATH, Simulator
+
+if TYPE_CHECKING:
+    from sevd.simulator.kds import KdsFault
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +37,14 @@ class Options:
         sev_gid: Its group.
         kds: (host, port) on which the key distribution service answers; None for none.
         faults: Faults that are there from the beginning.
+        kds_faults: Those of the key distribution service.
     """
 
     sev_mode: int = 0o600
     sev_gid: int = 0
     kds: tuple[str, int] | None = None
     faults: Sequence[Fault] = ()
+    kds_faults: Sequence[KdsFault] = ()
 
 
 class ServedHost:
@@ -98,4 +104,15 @@ class ServedHost:
         self.close()
 
     def _start_kds(self) -> str | None:
-        return None
+        """The URL of the key distribution service, with its authority among the roots; None if none is wanted."""
+        if self._options.kds is None:
+            return None
+        from sevd.simulator.kds import KdsServer  # its TLS costs a start that does not need it
+
+        service = KdsServer(self.simulator, *self._options.kds)
+        service.start()
+        self._stack.callback(service.close)
+        for fault in self._options.kds_faults:
+            service.fault(fault)
+        self.directory.write("roots/kds-ca.pem", service.ca_pem)
+        return service.url

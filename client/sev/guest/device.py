@@ -140,7 +140,7 @@ class SevGuestDevice:
             raise NotOffered(
                 "the kernel's key request has 32 bytes and no room for a launch mitigation vector: the firmware would "
                 "refuse the request, and the kernel then gives up its key",
-                remedy="Leave the vector out; for a kernel that takes 40 bytes say so: long_key_requests, --long-request.",
+                remedy="Leave the vector out; a kernel that takes 40 bytes has to be named: --long-request.",
                 field="launch_mit_vector",
             )
         key = self._key(request, vector)
