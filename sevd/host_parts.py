@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from sevd.guests.port import Machines
 
 
+PLATFORM_SERVICES = ("SnpPlatformService", "SevPlatformService")
+"""Services that ask /dev/sev alone."""
+
+
 @record
 class HostParts:
     """A host.
@@ -34,6 +38,8 @@ class HostParts:
         endorsements: Certificates in DER by kind, where the host itself has them.
         roots: The roots that its certificates end in. Loaded when asked for.
         reader: Makes a reader of the host, for its checks; None: this machine's, with the devices above.
+        present: Whether the SEV device can be opened now; it may appear later.
+        look: Reads `facts` anew, after something appeared; None where nothing can.
         close: Ends it.
     """
 
@@ -51,6 +57,8 @@ class HostParts:
     committed_tcb: Callable[[], int | None] = lambda: None
     endorsements: Callable[[], Mapping[str, bytes]] | None = None
     reader: Callable[[], Reader] | None = None
+    present: Callable[[], bool] = lambda: True
+    look: Callable[[], HostFacts] | None = None
     close: Callable[[], None] = lambda: None
 
     def host_reader(self) -> Reader:
@@ -61,7 +69,7 @@ class HostParts:
 
     def missing_for(self, service: str) -> Sequence[str]:
         """What is missing for the device calls of a service: platform commands do without KVM."""
-        if service == "SnpPlatformService" and self.platform_kernel is not None:
+        if service in PLATFORM_SERVICES and self.platform_kernel is not None and self.present():
             return ()
         if service == "GuestService" and self.plain:
             return ()  # what a guest of another type lacks is said when one is asked for

@@ -32,6 +32,7 @@ from sevd.api.faults import Failure, failure
 from sevd.api.once import Once, check_id
 from sevd.api.rules import Method
 from sevd.audit import Audit
+from sevd.devices.missing import remedy_of
 from sevd.journal import Outcome
 
 CALLS_PER_IDENTITY = 256
@@ -171,7 +172,9 @@ class Frame:
         missing = list(self._missing(name.partition("/")[0]))
         if missing:
             raise DeviceMissing(
-                f"{name} needs the device: {' '.join(missing)}", metadata={"missing": "\n".join(missing)}
+                f"{name} needs the device: {' '.join(missing)}",
+                remedy=remedy_of(missing),
+                metadata={"missing": "\n".join(missing)},
             )
 
     async def act(

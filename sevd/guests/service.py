@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from sev.errors import DeviceMissing, MalformedInput, NotNow, NotPermitted, UsageError
+from sevd.devices.missing import remedy_of
 from sevd.devices.quiet import Quiet
 from sevd.devices.work import Steps, Work
 from sevd.guests.admission import Ledger, check_create

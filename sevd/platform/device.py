@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sev.errors import DeviceMissing, NotPermitted
 from sev.launch.platform import SevDevice
+from sevd.devices.missing import remedy_of
 from sevd.devices.work import Steps, Work
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class PlatformDevice:
         kernel: The kernel as the daemon sees it; None while the device is missing.
         scheduler: Where commands run.
         path: The device.
-        missing: What is missing, one sentence each; told where `kernel` is None.
+        missing: What is missing, one sentence each; told where there is no device.
+        there: Whether the device can be opened; it may appear later.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class PlatformDevice:
         *,
         path: str = "/dev/sev",
         missing: Callable[[], Sequence[str]] = tuple,
+        there: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._there = there
         self._kernel = kernel
         self._scheduler = scheduler
         self._path = path
@@ -48,14 +52,16 @@ class PlatformDevice:
     @property
     def present(self) -> bool:
         """There is a device to ask; whether it answers is another matter."""
-        return self._kernel is not None
+        return self._kernel is not None and (self._device is not None or self._there())
 
     def require(self) -> None:
         """Raises DeviceMissing, with the list of what is missing, where there is no device."""
-        if self._kernel is None:
+        if not self.present:
             missing = list(self._missing())
             raise DeviceMissing(
-                " ".join(["there is no SEV platform here.", *missing]), metadata={"missing": "\n".join(missing)}
+                " ".join(["there is no SEV platform here.", *missing]),
+                remedy=remedy_of(missing),
+                metadata={"missing": "\n".join(missing)},
             )
 
     def busy_for(self) -> float:

@@ -76,6 +76,11 @@ class HostPlatform:
         self._made_at = 0.0
         self.version = 0
 
+    def update(self, facts: HostFacts) -> None:
+        """The machine says something else about itself: the next view tells it."""
+        self._facts = facts
+        self._stale = True
+
     def changed(self) -> None:
         """Guests or ASIDs changed: the next view looks again."""
         self._stale = True

@@ -1,0 +1,84 @@
+"""A device that appears after the daemon started: looked for while something is missing, and taken into use.
+
+Calls look by themselves whether the device is there; this is for what was asked at the start only: what the host is,
+which endorsements fit it, and what health and events tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from sev.errors import SevError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sevd.devices.facts import HostFacts
+    from sevd.events import Publisher
+    from sevd.platform.host import HostPlatform
+
+PAUSE_SECONDS = 5.0
+"""Seconds between two looks."""
+
+log = logging.getLogger(__name__)
+
+
+class Appearing:
+    """Looks for what is missing until nothing is.
+
+    Args:
+        missing: What is missing now; looks again by itself.
+        look: Reads the machine's facts anew; None where they never change.
+        host: Renewed whenever something else is missing than before.
+        then: Called once when nothing is missing any more.
+        events: Told about it.
+        pause: Seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        missing: Sequence[str],
+        look: Callable[[], HostFacts] | None,
+        host: HostPlatform,
+        then: Callable[[], Awaitable[None]],
+        events: Publisher,
+        *,
+        pause: float = PAUSE_SECONDS,
+    ) -> None:
+        self._missing = missing
+        self._look = look
+        self._host = host
+        self._then = then
+        self._events = events
+        self._pause = pause
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to look, if something is missing that could appear."""
+        if self._look is not None and self._missing:
+            self._task = asyncio.create_task(self._run(self._look))
+
+    async def close(self) -> None:
+        """Stops looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self, look: Callable[[], HostFacts]) -> None:
+        before = tuple(self._missing)
+        while before:
+            await asyncio.sleep(self._pause)
+            now = tuple(self._missing)
+            if now == before:
+                continue
+            before = now
+            self._host.update(await asyncio.to_thread(look))
+            await self._host.refresh()
+            log.warning("still missing: %s", " ".join(now)) if now else log.info("nothing is missing any more")
+            self._events.publish("host.changed", " ".join(now) or "nothing is missing any more")
+        try:
+            await self._then()
+        except SevError as error:
+            log.warning("the endorsements were not renewed: %s", error.message)
