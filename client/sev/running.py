@@ -142,7 +142,11 @@ class Conversation:
             self._events.append(GuestExit(found.vcpu, found.sequence, _what(found)))
         if answer.HasField("state"):
             told = answer.state
-            self._events.append(RunState(word(pb.GuestState, "GUEST_STATE_", told.state), told.reason, told.failed))
+            state = RunState(word(pb.GuestState, "GUEST_STATE_", told.state), told.reason, told.failed)
+            if self._events:
+                self._events.append(state)
+            else:
+                self.state = state
 
     def next(self) -> GuestExit | None:
         """The next exit that has arrived; None if there is none. States on the way are kept in `state`."""

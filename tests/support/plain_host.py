@@ -26,7 +26,7 @@ def plain_host(folder: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def launch(host: Host, program: bytes, *, vcpus: int = 1, others: bytes = real_mode.HLT, **more: str) -> str:
+def launch(host: Host, program: bytes, *, vcpus: int = 1, others: bytes = real_mode.HLT, guest_id: str = "") -> str:
     """A plain guest whose boot vCPU runs this program, and the others those bytes; READY. Answers its id."""
     guest = host.create_guest(
         guest_type="plain",
@@ -36,7 +36,7 @@ def launch(host: Host, program: bytes, *, vcpus: int = 1, others: bytes = real_m
         cpuid_signature=0,
         ap_reset_address=0x2000 if vcpus > 1 else 0,
         vmsa_features=0,
-        **more,
+        guest_id=guest_id,
     )
     host.load_memory(guest.guest_id, [(FIRMWARE_GPA, real_mode.firmware(program)), (0x2000, others)])
     host.start_launch(guest.guest_id, policy=0)
