@@ -50,7 +50,7 @@ def build(parser: ArgumentParser) -> None:
     examples(
         check,
         ("sev host check", "whether this machine can run protected guests at all"),
-        ("sudo sev host check --for snp", "whether it can run SEV-SNP guests, with what only root may look at"),
+        ("sev host check --for snp", "whether it can run SEV-SNP guests; as root it looks at more"),
         ("sev host check --json | jq '.checks[] | select(.result == \"failed\") | .id'", "what is wrong, for a script"),
         notes="Exit code: 0 if the host can run what was asked for (without --for: anything), 4 if it cannot.\n"
         "JSON: able, for, simulated, technologies {sev, sev-es, sev-snp: {able, blocked_by}},\n"

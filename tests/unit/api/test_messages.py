@@ -11,6 +11,7 @@ import pytest
 from sev import products
 from sev.abi.tcb import TcbVersion
 from sev.errors import UsageError
+from sev.host.facts import KernelFacts
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, simulator_pb2, snp_platform_pb2, types_pb2
 from sevd.access.roles import Role
 from sevd.api import messages
@@ -98,6 +99,7 @@ def test_a_full_host_fills_every_field() -> None:
         cpu_family=25,
         cpu_model=17,
         cpu_stepping=1,
+        offers=KernelFacts(("default", "sev-snp"), (("kvm_amd.sev_snp", "Y"),), "7.1", "C"),
     )
     message = messages.host(view)
     assert unset(message) == set()

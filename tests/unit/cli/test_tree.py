@@ -19,7 +19,7 @@ BRANCHES = [name for name, command in COMMANDS.items() if not command.is_leaf an
 ANSWERS = {0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}
 """Exit codes that a command may have here: all but 1, a bug, and 130, interrupted."""
 
-ALONE = {"demo"}
+ALONE = {"demo", "host check"}
 """Leaves that do something real without arguments; their own tests run them."""
 
 BAD_VALUES = [
@@ -228,6 +228,8 @@ def test_without_a_daemon_every_command_says_so(name: str, tmp_path: Path) -> No
         (tmp_path / "garbage").write_bytes(sample_firmware())
     if name == "snp vlek load":
         (tmp_path / "garbage").write_bytes(bytes(432))
+    if name == "host check":  # looks at this machine itself unless a daemon is named
+        words += ["--socket", str(tmp_path / "no-daemon")]
     done = sev(*words, "--yes", "--json")
     assert done.code == 8, done.err
     assert done.json()["error"]["kind"] == "unreachable"
