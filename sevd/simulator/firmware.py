@@ -78,7 +78,7 @@ class Firmware(LegacyCommands):
 
         Args:
             directory: Holds one folder per processor line; the caller has it locked.
-            product: Processor line: Milan, Genoa or Turin.
+            product: Processor line, from Naples to Turin.
             version: Firmware to run; None for the one that ran last, else the newest known.
             seed: Makes keys and identifiers of the model repeatable (not the certificate authority's RSA keys).
             progress: Told what takes long on a first start.
@@ -123,6 +123,8 @@ class Firmware(LegacyCommands):
     def _command(self, name: str) -> Iterator[Platform]:
         with self._lock:
             self.faults(name)
+            if name.startswith("SNP_") and not self.product.has_snp:
+                raise FirmwareStatus(status.INVALID_COMMAND)
             yield self._platform
 
     # Facts, which take no command.

@@ -42,7 +42,7 @@ class Hardware:
 
 
 def of(product: Product) -> Hardware:
-    """The part that stands for a processor line that can be simulated with SNP."""
+    """The part that stands for a processor line that can be simulated."""
     return _PARTS[product.name]
 
 
@@ -116,6 +116,48 @@ def _part(product: Product, brand: str, leaves: dict[tuple[int, int], Registers]
 
 
 _PARTS = {
+    "naples": Hardware(
+        cpuid=_part(
+            products.NAPLES,
+            "AMD EPYC 7601 32-Core Processor",
+            {
+                (0x00000007, 0): (0, 0x209C01A9, 0, 0),
+                (0x0000000D, 0): (0x7, 0x340, 0x340, 0),
+                (0x0000000D, 1): (0xF, 0x340, 0, 0),
+                (0x80000000, 0): (0x8000001F, *_VENDOR),
+                (0x80000008, 0): (0x3030, 0x1007, 0x603F, 0),
+                (0x8000000A, 0): (0x1, 0x8000, 0, 0x0001BCFF),
+                (0x8000001F, 0): (0xF, 0x16F, 15, 5),
+            },
+        ),
+        asids=15,
+        min_sev_asid=5,
+        tsc_khz=2_200_000,
+        smt=True,
+        aes_256_xts=False,
+    ),
+    "rome": Hardware(
+        cpuid=_part(
+            products.ROME,
+            "AMD EPYC 7742 64-Core Processor",
+            {
+                (0x00000007, 0): (0, 0x219C91A9, 0x00400004, 0),
+                (0x0000000D, 0): (0x207, 0x340, 0x988, 0),
+                (0x0000000D, 1): (0xF, 0x240, 0, 0),
+                (0x80000000, 0): (0x80000020, *_VENDOR),
+                (0x80000008, 0): (0x3030, 0x010EB757, 0x707F, 0),
+                (0x8000000A, 0): (0x1, 0x8000, 0, 0x0013BCFF),
+                (0x8000001F, 0): (0x1000F, 0x16F, 509, 100),
+                (0x80000020, 0): (0, 0x2, 0, 0),
+                (0x80000020, 1): (0xB, 0, 0, 0xF),
+            },
+        ),
+        asids=509,
+        min_sev_asid=100,
+        tsc_khz=2_250_000,
+        smt=True,
+        aes_256_xts=False,
+    ),
     "milan": Hardware(
         cpuid=_part(
             products.MILAN,

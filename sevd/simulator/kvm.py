@@ -209,7 +209,8 @@ class Kvm:
         return out
 
     def _flush(self) -> None:
-        self.ccp.call(Reply(), self.ccp.firmware.snp_df_flush)
+        firmware = self.ccp.firmware
+        self.ccp.call(Reply(), firmware.snp_df_flush if self.snp else firmware.df_flush)
 
 
 class KvmFile(File):

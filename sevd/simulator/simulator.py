@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sev import products
-from sev.abi.sev_device import SnpStatus
+from sev.abi.sev_device import PlatformStatus, SnpStatus
 from sev.errors import FirmwareError, KernelError, UsageError, WrongState
 from sevd.devices.facts import HostFacts
 from sevd.simulator import faults, guest_player, hardware, kernel_era, versions
@@ -88,7 +88,7 @@ class Simulator:
 
         Args:
             directory: State directory.
-            product: Processor line: milan, genoa or turin.
+            product: Processor line: milan, genoa or turin; without SNP naples and rome.
             firmware_version: Such as "1.55.40"; None: what the state says, for a new one the line's newest.
             seed: Makes a new host, and what is random in it, repeatable.
             progress: Told what takes time.
@@ -226,17 +226,22 @@ class Simulator:
 
     def guest_count(self) -> int:
         """Guests that the firmware knows."""
-        status = self._look("SNP_PLATFORM_STATUS", self._firmware.snp_platform_status)
-        return SnpStatus.decode(status).guest_count
+        count = PlatformStatus.decode(self._look("PLATFORM_STATUS", self._firmware.platform_status)).guest_count
+        if self._product.has_snp:
+            snp = SnpStatus.decode(self._look("SNP_PLATFORM_STATUS", self._firmware.snp_platform_status))
+            count += snp.guest_count
+        return count
 
     def committed_tcb(self) -> int | None:
-        """COMMITTED_TCB, raw."""
+        """COMMITTED_TCB, raw; None on a line without SNP."""
         with self._ccp.lock:
-            return self._firmware.committed_tcb
+            return self._firmware.committed_tcb if self._product.has_snp else None
 
     def endorsements(self) -> dict[str, bytes]:
         """The certificates that go with this chip at its reported TCB, DER by kind: ark, ask, vcek and crl; with a
-        VLEK loaded also asvk and vlek."""
+        VLEK loaded also asvk and vlek. None on a line without SNP."""
+        if not self._product.has_snp:
+            return {}
         with self._ccp.lock:
             ca = self._firmware.ca
             out = {

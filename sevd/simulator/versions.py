@@ -124,6 +124,18 @@ def parse(written: str) -> Version:
     raise UsageError(f"{written!r} is no firmware version: expected one such as 1.55.49", field="firmware_version")
 
 
+def _before_snp(*numbers: Version) -> tuple[Release, ...]:
+    none = bytes(8)
+    return tuple(Release(number, none, 0, 0, 0, 0, None, 0, 0) for number in numbers)
+
+
+BEFORE_SNP: dict[str, tuple[Release, ...]] = {
+    # API versions as those lines had them; builds are plausible ones. The first is older than GET_ID.
+    "naples": _before_snp((0, 14, 11), (0, 16, 5), (0, 17, 48)),
+    "rome": _before_snp((0, 22, 16), (0, 24, 20)),
+}
+
+
 _IMAGE = b"sevd simulated SEV firmware "
 
 
@@ -141,7 +153,7 @@ def of_image(data: bytes) -> Version | None:
 
 
 def default(product: Product) -> Version:
-    """The newest version known for a processor line: one with v5 reports."""
+    """The newest version known for a processor line: one with v5 reports, where it has SNP."""
     return _releases(product)[-1].version
 
 
@@ -149,14 +161,14 @@ def release(product: Product, version: Version) -> Release:
     """How firmware of this version behaves: the row of exactly this build, or the nearest below it.
 
     Raises:
-        UsageError: The line cannot be simulated with SNP, or the version is below the first known.
+        UsageError: The line cannot be simulated, or the version is below the first known.
     """
     rows = _releases(product)
     found = [row for row in rows if row.version <= version]
     if not found or any(not 0 <= part <= 255 for part in version):
         known = ", ".join(text(row.version) for row in rows)
         raise UsageError(
-            f"no SNP firmware {text(version)} is known for {product.kds_name}; the first is {text(rows[0].version)}",
+            f"no firmware {text(version)} is known for {product.kds_name}; the first is {text(rows[0].version)}",
             field="firmware_version",
             remedy=f"Choose one of {known}, or a build between them.",
         )
@@ -169,9 +181,8 @@ def policy_mask(row: Release, version: Version) -> int:
 
 
 def _releases(product: Product) -> tuple[Release, ...]:
-    rows = RELEASES.get(product.name)
+    rows = RELEASES.get(product.name) or BEFORE_SNP.get(product.name)
     if rows is None:
-        raise UsageError(
-            f"SNP of {product.kds_name} cannot be simulated: expected one of {', '.join(RELEASES)}", field="product"
-        )
+        known = ", ".join((*BEFORE_SNP, *RELEASES))
+        raise UsageError(f"{product.kds_name} cannot be simulated: expected one of {known}", field="product")
     return rows

@@ -24,7 +24,7 @@ from tests.support.simulated import simulated_host
 if TYPE_CHECKING:
     from sev.launch.seam import Kernel
 
-ROUNDS = 400
+ROUNDS = 200
 COMMANDS = 15
 
 

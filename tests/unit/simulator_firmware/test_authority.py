@@ -211,7 +211,7 @@ def test_first_start_tells_and_makes_full_keys(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_first_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> rsa.RSAPrivateKey:
+    def fail(_bits: int) -> rsa.RSAPrivateKey:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

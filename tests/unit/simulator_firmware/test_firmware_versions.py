@@ -73,14 +73,20 @@ def test_tcbs_never_fall_from_release_to_release(product: str) -> None:
     ("product", "version"), [("milan", (1, 50, 0)), ("turin", (1, 55, 40)), ("genoa", (1, 55, 300))]
 )
 def test_unknown_versions(product: str, version: versions.Version) -> None:
-    with pytest.raises(UsageError, match="no SNP firmware"):
+    with pytest.raises(UsageError, match="no firmware"):
         versions.release(products.by_name(product), version)
 
 
-@pytest.mark.parametrize("product", ["naples", "rome", "venice"])
-def test_lines_without_simulated_snp(product: str) -> None:
+def test_a_line_that_cannot_be_simulated() -> None:
     with pytest.raises(UsageError, match="cannot be simulated"):
-        versions.default(products.by_name(product))
+        versions.default(products.VENICE)
+
+
+@pytest.mark.parametrize("product", ["naples", "rome"])
+def test_lines_before_snp(product: str) -> None:
+    line = products.by_name(product)
+    row = versions.release(line, versions.default(line))
+    assert (row.version, row.tcb, row.features) == (versions.BEFORE_SNP[product][-1].version, bytes(8), None)
 
 
 @pytest.mark.parametrize("written", ["", "1.55", "1.55.49.1", "1.55.x", "1.55.256", "-1.55.49", "1.55.٤٩"])
