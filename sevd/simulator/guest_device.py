@@ -65,6 +65,7 @@ class SevGuestDevice:
     Args:
         guest: The guest.
         certificates: Gives the host's certificate table for guests; empty: it has none.
+        faults: What may go wrong when the guest asks its host (see GuestHost); None: nothing.
         svsm: The guest runs under an SVSM, at another privilege level and with that level's VMPCK.
         patience: How long a busy host is asked again.
     """
@@ -74,12 +75,13 @@ class SevGuestDevice:
         guest: GuestRef,
         certificates: Callable[[], bytes],
         *,
+        faults: Callable[[str], None] | None = None,
         svsm: bool = False,
         patience: Patience | None = None,
     ) -> None:
         self._guest = guest
         patience = patience or Patience()
-        host = GuestHost(guest, certificates)
+        host = GuestHost(guest, certificates, faults or _nothing)
         self.channel = GuestChannel(guest, host, GUEST_VMPL if svsm else 0, patience)
         self.svsm = Svsm(GuestChannel(guest, host, 0, patience), guest.vmpck(0)) if svsm else None
 
@@ -176,6 +178,10 @@ class SevGuestDevice:
             return self.channel.send(call).ljust(call.response_size, b"\0")
         finally:
             state.exitinfo2 = call.exitinfo2
+
+
+def _nothing(_hypercall: str) -> None:
+    """The fault hook where there are none."""
 
 
 class _State:

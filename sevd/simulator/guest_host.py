@@ -15,6 +15,11 @@ from typing import NamedTuple, Protocol
 
 from sev.abi import guest_device as abi
 from sevd.simulator.errnos import FirmwareRefused
+from sevd.simulator.firmware_status import FirmwareStatus
+
+GUEST_REQUEST = "GUEST_REQUEST"
+EXT_GUEST_REQUEST = "EXT_GUEST_REQUEST"
+"""What the fault hook is called with."""
 
 
 class GuestRef(Protocol):
@@ -69,30 +74,40 @@ class GuestHost:
     Args:
         guest: The guest.
         certificates: The certificate table for guests; empty: this host has none.
+        faults: Called with the name of a hypercall before it is answered; may raise HostRefused, FirmwareStatus or
+            TimeoutError.
     """
 
-    def __init__(self, guest: GuestRef, certificates: Callable[[], bytes]) -> None:
+    def __init__(self, guest: GuestRef, certificates: Callable[[], bytes], faults: Callable[[str], None]) -> None:
         self._guest = guest
         self._certificates = certificates
+        self._faults = faults
 
     def request(self, message: bytes) -> Answer:
         """GUEST_REQUEST."""
+        return self._answer(GUEST_REQUEST, message, None)
+
+    def extended(self, message: bytes, pages: int) -> Answer:
+        """EXT_GUEST_REQUEST: as above, with the certificate table put into that many pages. Where it does not fit, the
+        firmware is not asked."""
+        return self._answer(EXT_GUEST_REQUEST, message, pages)
+
+    def _answer(self, name: str, message: bytes, pages: int | None) -> Answer:
+        table = b""
         try:
-            return Answer(0, self._guest.send(message))
+            self._faults(name)
+            if pages is not None:
+                table = self._certificates()
+                needed = -(-len(table) // abi.CERTS_PAGE)
+                if needed > pages:
+                    return Answer(abi.vmm_error(abi.VMM_ERROR_INVALID_LEN), pages=needed)
+            return Answer(0, self._guest.send(message), table)
         except HostRefused as refused:
-            return Answer(abi.vmm_error(refused.code))
+            return Answer(abi.vmm_error(refused.code), pages=pages or 0)
+        except FirmwareStatus as refused:
+            return Answer(refused.code)
         except FirmwareRefused as refused:
             return Answer(refused.status)
         except OSError:
             # KVM tells the VMM, not the guest: no answer ever comes.
             return Answer(abi.EXITINFO2_NO_FW_CALL)
-
-    def extended(self, message: bytes, pages: int) -> Answer:
-        """EXT_GUEST_REQUEST: as above, with the certificate table put into that many pages. Where it does not fit, the
-        firmware is not asked."""
-        table = self._certificates()
-        needed = -(-len(table) // abi.CERTS_PAGE)
-        if needed > pages:
-            return Answer(abi.vmm_error(abi.VMM_ERROR_INVALID_LEN), pages=needed)
-        answer = self.request(message)
-        return answer if answer.exitinfo2 else answer._replace(certificates=table)

@@ -64,7 +64,9 @@ class GuestDevices:
                     del self._devices[name]
             for name, guest in running.items():
                 if name not in self._devices:
-                    device = SevGuestDevice(guest, self._table, svsm=self.svsm, patience=self.patience)
+                    device = SevGuestDevice(
+                        guest, self._table, faults=self._faults, svsm=self.svsm, patience=self.patience
+                    )
                     self._devices[name] = guest, device
             return {name: device for name, (_, device) in self._devices.items()}
 
@@ -78,6 +80,11 @@ class GuestDevices:
     def _table(self) -> bytes:
         simulator = self._simulator()
         return certificate_table(simulator.endorsements()) if self.certificates and simulator is not None else b""
+
+    def _faults(self, hypercall: str) -> None:
+        simulator = self._simulator()
+        if simulator is not None:
+            simulator.faults(hypercall)
 
 
 class GuestFolder(Directory):

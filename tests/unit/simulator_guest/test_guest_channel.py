@@ -16,10 +16,12 @@ from sev.abi import guest_message as messages
 from sev.abi.guest_message import Header
 from sevd.simulator import Simulator
 from sevd.simulator.errnos import FirmwareRefused
+from sevd.simulator.faults import parse
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.guest_channel import BUSY, INVALID_LEN, SEQUENCE_END, Patience
 from sevd.simulator.guest_device import SevGuestDevice
 from sevd.simulator.guest_host import HostRefused
+from sevd.simulator.guest_nodes import GuestDevices
 from sevd.simulator.guest_ref import GuestRef
 from sevd.simulator.guest_requests import seal, unseal
 from tests.support.guest_program import NONCE, UNTOUCHED, GuestProgram
@@ -290,19 +292,29 @@ def test_a_fault_of_the_firmware_reaches_the_program(device: SevGuestDevice, hos
     assert guest.running
 
 
-def test_a_fault_can_make_the_host_busy(host: Simulator, guest: GuestRef, clock: Clock) -> None:
-    left = 3
-
-    def faults(command: str) -> None:
-        nonlocal left
-        if command == "SNP_GUEST_REQUEST" and left:
-            left -= 1
-            raise HostRefused(abi.VMM_ERROR_BUSY)
-
-    host.faults = faults
-    program = GuestProgram(SevGuestDevice(guest, lambda: b"", patience=clock.patience))
-    assert program.report().name == "ok"
-    assert clock.pauses == [2.0] * 3
+@pytest.mark.parametrize(
+    ("spec", "expected", "pauses"),
+    [
+        ("EXT_GUEST_REQUEST:busy:times=3", ("ok", UNTOUCHED), 3),
+        ("EXT_GUEST_REQUEST:busy", ("ETIMEDOUT", BUSY), 31),
+        ("GUEST_REQUEST:busy:times=3", ("ok", UNTOUCHED), 0),
+        ("EXT_GUEST_REQUEST:status=0x3F", ("EIO", 0x3F), 0),
+        ("SNP_GUEST_REQUEST:status=0x3F", ("EIO", 0x3F), 0),
+        ("SNP_GUEST_REQUEST:timeout", ("EIO", abi.EXITINFO2_NO_FW_CALL), 0),
+        ("EXT_GUEST_REQUEST:timeout", ("EIO", abi.EXITINFO2_NO_FW_CALL), 0),
+    ],
+)
+def test_faults_of_the_command_line(
+    host: Simulator, guest: GuestRef, clock: Clock, spec: str, expected: tuple[str, int], pauses: int
+) -> None:
+    devices = GuestDevices.of(host)
+    devices.patience = clock.patience
+    program = GuestProgram(devices.devices()[guest.guest_id])
+    host.inject(parse(spec))
+    outcome = program.ext_report(0x4000)
+    assert (outcome.name, outcome.exitinfo2) == expected
+    assert clock.pauses == [2.0] * pauses
+    assert gone(program) == (expected[0] != "ok")
 
 
 def test_the_end_of_the_guest_ends_the_waiting(between: Between) -> None:
