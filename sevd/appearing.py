@@ -1,5 +1,7 @@
 """A device that appears after the daemon started: looked for while something is missing, and taken into use.
 
+One that another process serves may also go away again, and is looked at for ever.
+
 Calls look by themselves whether the device is there; this is for what was asked at the start only: what the host is,
 which endorsements fit it, and what health and events tell.
 """
@@ -35,6 +37,7 @@ class Appearing:
         then: Called once when nothing is missing any more.
         events: Told about it.
         pause: Seconds between two looks.
+        forever: What is there may go away again.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Appearing:
         events: Publisher,
         *,
         pause: float = PAUSE_SECONDS,
+        forever: bool = False,
     ) -> None:
         self._missing = missing
         self._look = look
@@ -53,11 +57,12 @@ class Appearing:
         self._then = then
         self._events = events
         self._pause = pause
+        self._forever = forever
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to look, if something is missing that could appear."""
-        if self._look is not None and self._missing:
+        if self._look is not None and (self._missing or self._forever):
             self._task = asyncio.create_task(self._run(self._look))
 
     async def close(self) -> None:
@@ -68,7 +73,7 @@ class Appearing:
 
     async def _run(self, look: Callable[[], HostFacts]) -> None:
         before = tuple(self._missing)
-        while before:
+        while before or self._forever:
             await asyncio.sleep(self._pause)
             now = tuple(self._missing)
             if now == before:
@@ -76,8 +81,12 @@ class Appearing:
             before = now
             self._host.update(await asyncio.to_thread(look))
             await self._host.refresh()
-            log.warning("still missing: %s", " ".join(now)) if now else log.info("nothing is missing any more")
+            log.warning("missing: %s", " ".join(now)) if now else log.info("nothing is missing any more")
             self._events.publish("host.changed", " ".join(now) or "nothing is missing any more")
+            if not now:
+                await self._take_into_use()
+
+    async def _take_into_use(self) -> None:
         try:
             await self._then()
         except SevError as error:

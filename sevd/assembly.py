@@ -32,7 +32,7 @@ from sevd.api.host import HostSkin
 from sevd.api.server import Server, ServerLimits
 from sevd.api.simulator import NoSimulatorSkin, SimulatorSkin
 from sevd.api.snp_platform import SnpPlatformSkin
-from sevd.appearing import Appearing
+from sevd.appearing import PAUSE_SECONDS, Appearing
 from sevd.audit import Audit
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
@@ -52,6 +52,9 @@ from sevd.state import StateDirectory
 if TYPE_CHECKING:
     from sevd.devices.facts import HostFacts
     from sevd.endorsements import ChipIdentity, Endorsements
+
+GOING_SECONDS = 1.0
+"""How often a platform that may go away is looked at; calls look by themselves."""
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +129,8 @@ class Assembly:
             self.host,
             self._renew_endorsements,
             self.events,
+            pause=GOING_SECONDS if parts.may_go else PAUSE_SECONDS,
+            forever=parts.may_go,
         )
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()

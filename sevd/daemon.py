@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sev import __version__
@@ -85,6 +86,8 @@ def policy_of(settings: Settings) -> AccessPolicy:
 
 def open_host(settings: Settings, state: StateDirectory) -> HostParts:
     """The host: the model that was asked for, else the real one, whatever it lacks. Never one for the other."""
+    if settings.simulator is not None:
+        return _served_host(settings, settings.simulator, state)
     return _simulated_host(settings, state) if settings.simulate else _real_host(settings, state)
 
 
@@ -145,6 +148,49 @@ def _real_host(settings: Settings, state: StateDirectory) -> HostParts:
         sev_path=sev_path,
         kvm_path=kvm_path,
         plain=plain,
+    )
+
+
+def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> HostParts:
+    """The simulated host that another process serves as files."""
+    from sev.host.linux import LinuxReader
+    from sevd.devices.linux import LinuxKernel
+    from sevd.devices.missing import Watched
+    from sevd.guests.workers import Workers
+    from sevd.remote_simulator import RemoteSimulator
+
+    simulator = RemoteSimulator(directory)
+    kvm_path = os.fspath(settings.kvm_device)
+    workers = Workers(
+        state.folder("workers"), sev_path=simulator.sev_path, kvm_path=kvm_path, simulator=os.fspath(directory)
+    )
+    workers.prepare()
+    reader = LinuxReader(
+        sev_path=simulator.sev_path,
+        kvm_path=kvm_path,
+        msr_path=os.fspath(directory / "msr"),
+        moved={"/sys/module/kvm_amd/parameters": os.fspath(directory / "parameters")},
+        ask_cpuid=simulator.cpuid,
+    )
+    return HostParts(
+        facts=simulator.facts(),
+        simulated=True,
+        platform_kernel=LinuxKernel(),
+        machines=workers,
+        asids=simulator.asids,
+        roots=lambda: _roots(simulator.roots_pem()),
+        asids_age=REAL_ASIDS_SECONDS,
+        missing=Watched(simulator.missing),
+        present=simulator.present,
+        may_go=True,
+        look=simulator.facts,
+        reader=lambda: reader,
+        committed_tcb=simulator.committed_tcb,
+        endorsements=simulator.endorsements,
+        sev_path=simulator.sev_path,
+        kvm_path=kvm_path,
+        plain=settings.plain_guests and os.access(kvm_path, os.R_OK | os.W_OK),
+        close=simulator.close,
     )
 
 

@@ -39,6 +39,7 @@ class HostParts:
         roots: The roots that its certificates end in. Loaded when asked for.
         reader: Makes a reader of the host, for its checks; None: this machine's, with the devices above.
         present: Whether the SEV device can be opened now; it may appear later.
+        may_go: What is there now may go away: another process serves it.
         look: Reads `facts` anew, after something appeared; None where nothing can.
         close: Ends it.
     """
@@ -58,6 +59,7 @@ class HostParts:
     endorsements: Callable[[], Mapping[str, bytes]] | None = None
     reader: Callable[[], Reader] | None = None
     present: Callable[[], bool] = lambda: True
+    may_go: bool = False
     look: Callable[[], HostFacts] | None = None
     close: Callable[[], None] = lambda: None
 

@@ -81,3 +81,26 @@ class Lacking(Sequence[str]):
 
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         return self.now()[index]
+
+
+class Watched(Sequence[str]):
+    """What is missing now, looked at whenever somebody asks: for what may go away and come back. Must be quick.
+
+    Args:
+        look: Looks.
+    """
+
+    def __init__(self, look: Callable[[], Sequence[str]]) -> None:
+        self._look = look
+
+    def __len__(self) -> int:
+        return len(self._look())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self._look()[index]

@@ -8,6 +8,7 @@ that was closed, holds nothing: no descriptor, no ASID, no memory.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sev.errors import NotOffered, SevError
@@ -142,7 +143,12 @@ class Machine:
             raise
         if plain:
             self._observer = None
-        elif self._observer is None:
+            return
+        name = getattr(self._observer, "name", None)
+        if name is not None:
+            with contextlib.suppress(SevError):  # another owner's guest has it: then the model gives one of its own
+                name(self._process, self._driver.vm_fd, card.guest_id)
+        if self._observer is None:
             from sevd.guests.digest import LaunchDigest  # a simulated platform tells its digest itself
 
             self._digest = LaunchDigest(request)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, TypeVar
 
-from sev.errors import DeviceMissing, NotPermitted
+from sev.errors import DeviceMissing, KernelError, NotPermitted
 from sev.launch.platform import SevDevice
 from sevd.devices.missing import remedy_of
 from sevd.devices.work import Steps, Work
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from sevd.devices.scheduler import Scheduler
 
 T = TypeVar("T")
+
+_SERVER_GONE = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 
 LANE = "platform"
 """The scheduler's lane of platform commands. Lanes of guests contain a slash."""
@@ -102,4 +105,13 @@ class PlatformDevice:
             except NotPermitted:
                 # Reading is enough for the status; a command that writes will say that it is not.
                 self._device = SevDevice(self._kernel, self._path, writable=False)
-        return function(self._device)
+        try:
+            return function(self._device)
+        except KernelError as error:
+            if error.errno not in _SERVER_GONE:
+                raise
+            # What served the device has ended; if it is served again, that is another device.
+            device, self._device = self._device, None
+            device.close()
+            self.require()
+            raise DeviceMissing(f"{self._path}: what served it has ended", errno=error.errno) from None

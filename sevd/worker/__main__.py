@@ -58,7 +58,8 @@ def compose(settings: dict[str, object], first: socket.socket) -> Server:
     guest = WorkerGuest(_kernels(simulator, kvm_path), sev_path=sev_path, kvm_path=kvm_path)
 
     def created(server: Server) -> None:
-        server.lifeline = getattr(guest.kernel, "lifeline", -1)
+        tell = getattr(guest.kernel, "fileno", None)
+        server.lifeline = tell() if tell is not None else -1
         assert guest.kernel is not None
         assert guest.machine is not None
         vcpus = guest.vcpus = Vcpus(guest.kernel, guest.machine.vm)
@@ -72,8 +73,20 @@ def compose(settings: dict[str, object], first: socket.socket) -> Server:
 
 def _kernels(simulator: str, kvm_path: str) -> Callable[[GuestType], tuple[Kernel, SimulatedView | None]]:
     """Which kernel a guest of a type stands on: plain guests always on the real one."""
-    del simulator, kvm_path
-    return lambda _: (LinuxKernel(), None)
+    if not simulator:
+        return lambda _: (LinuxKernel(), None)
+    from pathlib import Path
+
+    from sevd.simulator.overlay import OverlayKernel
+    from sevd.worker.simulated import RemoteView
+
+    def kernel(kind: GuestType) -> tuple[Kernel, SimulatedView | None]:
+        if kind is GuestType.PLAIN:
+            return LinuxKernel(), None
+        overlay = OverlayKernel(Path(simulator), kvm_path)
+        return overlay, RemoteView(overlay)
+
+    return kernel
 
 
 if __name__ == "__main__":
