@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sev import aio, client, errors, guest_operations, hosted, operations
+from sev import aio, client, errors, guest_operations, hosted, operations, running
 from sev.calls import Call, Stream
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, simulator_pb2, snp_platform_pb2
 
