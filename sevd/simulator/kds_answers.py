@@ -104,7 +104,7 @@ class KdsAnswers:
                 return self._cek(method, parts[3])
             if len(parts) != 5 or parts[1] not in ("vcek", "vlek") or parts[2] != "v1":
                 raise Refused(404, "no such path")
-            if parts[3] != self._product.kds_name:
+            if parts[3] != self._product.kds_name or not self._product.has_snp:
                 raise Refused(404, f"no such product here; this chip is a {self._product.kds_name}")
             return self._of_product(method, parts[1], parts[4], query, body, provider, wrong)
         except Refused as refused:

@@ -21,6 +21,7 @@ NOUNS: dict[str, str] = {
     "certs": "certificates: export, import, show, verify, generate, sign",
     "guest": "hosted guests: launch, run, pause, list, show, watch, delete, report",
     "report": "attestation reports: show, verify, appraise",
+    "attest": "inside a guest: report, certificates, key, check",
     "measure": "expected launch digests",
     "measurement": "the measurement of an SEV or SEV-ES launch: check, build",
     "session": "a guest owner's keys and launch blob for SEV and SEV-ES: create",
