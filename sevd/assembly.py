@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -246,7 +247,8 @@ class Assembly:
         task.add_done_callback(self._tasks.discard)
 
     def _facts(self, facts: HostFacts) -> HostFacts:
-        return replace(facts, offers=kernel_facts(self.parts.host_reader()))
+        with closing(self.parts.host_reader()) as reader:
+            return replace(facts, offers=kernel_facts(reader))
 
     def _look_again(self) -> HostFacts:
         """Runs on a thread."""

@@ -103,7 +103,6 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         seed=settings.seed,
         progress=lambda text: log.info("%s", text),
     )
-    reader = SimulatedReader(simulator)
     return HostParts(
         facts=simulator.host_facts(),
         simulated=True,
@@ -113,7 +112,7 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         roots=lambda: _roots(simulator.roots_pem()),
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
-        reader=lambda: reader,
+        reader=lambda: SimulatedReader(simulator),
         close=simulator.close,
     )
 
@@ -153,11 +152,11 @@ def _real_host(settings: Settings, state: StateDirectory) -> HostParts:
 
 def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> HostParts:
     """The simulated host that another process serves as files."""
-    from sev.host.linux import LinuxReader
     from sevd.devices.linux import LinuxKernel
     from sevd.devices.missing import Watched
     from sevd.guests.workers import Workers
     from sevd.remote_simulator import RemoteSimulator
+    from sevd.simulator.host_reader import ServedReader
 
     simulator = RemoteSimulator(directory)
     kvm_path = os.fspath(settings.kvm_device)
@@ -165,13 +164,16 @@ def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> 
         state.folder("workers"), sev_path=simulator.sev_path, kvm_path=kvm_path, simulator=os.fspath(directory)
     )
     workers.prepare()
-    reader = LinuxReader(
-        sev_path=simulator.sev_path,
-        kvm_path=kvm_path,
-        msr_path=os.fspath(directory / "msr"),
-        moved={"/sys/module/kvm_amd/parameters": os.fspath(directory / "parameters")},
-        ask_cpuid=simulator.cpuid,
-    )
+
+    def reader() -> ServedReader:
+        return ServedReader(
+            directory,
+            kvm_path=kvm_path,
+            technologies=simulator.facts().technologies,
+            asids=simulator.asids,
+            ask_cpuid=simulator.cpuid,
+        )
+
     return HostParts(
         facts=simulator.facts(),
         simulated=True,
@@ -184,7 +186,7 @@ def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> 
         present=simulator.present,
         may_go=True,
         look=simulator.facts,
-        reader=lambda: reader,
+        reader=reader,
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
         sev_path=simulator.sev_path,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from sev.abi import sev_device as abi
@@ -73,7 +74,8 @@ class HostChecker:
             return checked
 
     def _look(self, technology: str, statuses: dict[str, object]) -> HostCheck:
-        return check_host(self._reader(), technology, statuses=statuses)
+        with closing(self._reader()) as reader:
+            return check_host(reader, technology, statuses=statuses)
 
     async def _statuses(self) -> dict[str, object]:
         """What the platform answers, or the error instead; nothing where there is no device."""

@@ -122,6 +122,9 @@ class FakeReader:
         assert self.snp is not None
         return self.snp
 
+    def close(self) -> None:
+        pass
+
     def config_refusal(self) -> int:
         return self.refusal
 

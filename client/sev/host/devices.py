@@ -29,6 +29,9 @@ class DeviceReader:
         self.sev_path = sev_path
         self.kvm_path = kvm_path
 
+    def close(self) -> None:
+        """Holds nothing."""
+
     def try_open(self, path: str, *, write: bool) -> None:
         """Opens and closes a device. Raises OSError."""
         self._kernel.close(self._kernel.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC))

@@ -61,5 +61,8 @@ if TYPE_CHECKING:
         def kvm_extension(self, capability: int) -> int:
             """KVM_CHECK_EXTENSION on the KVM device. Raises OSError."""
 
+        def close(self) -> None:
+            """Gives back what the reader holds."""
+
         def kvm_attribute(self, attribute: int) -> int:
             """KVM_GET_DEVICE_ATTR of group SEV, 64 bits. Raises OSError: ENXIO if there is no such attribute."""
