@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from sev import status
 from sev.abi import sev_certificate as abi
 from sev.abi.sev_certificate import SevCertificate
-from sev.certs import sev_signatures
 from sev.errors import MalformedInput
 from sevd.simulator import hash_sticks, legacy_store, store
 from sevd.simulator.firmware_status import FirmwareStatus
@@ -204,6 +203,8 @@ class LegacyPlatform:
         return legacy_store.private_key(scalar.to_bytes(48, "big"))
 
     def _sign(self, certificate: SevCertificate, key: Key, usage: int, slot: int) -> SevCertificate:
+        from sev.certs import sev_signatures  # a start makes no keys
+
         deterministic = self._platform.deterministic
         return sev_signatures.sign(certificate, key, usage, slot=slot, deterministic=deterministic)
 
@@ -261,6 +262,8 @@ def _judged(data: bytes, usage: int) -> SevCertificate:
 
 def _need_signature(certificate: SevCertificate, signer: SevCertificate) -> None:
     """The signer's signature in either slot, or a status: BAD_SIGNATURE also for a slot that is half free."""
+    from sev.certs import sev_signatures
+
     for each in certificate.signatures:
         if (each.usage == abi.INVALID) != (each.algorithm == abi.NONE):
             raise FirmwareStatus(status.BAD_SIGNATURE)
