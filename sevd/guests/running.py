@@ -185,6 +185,8 @@ class Run:
             if kind == ERROR:
                 with contextlib.suppress(ValueError):
                     self._error = self._error or wire.error_from(json.loads(packet[1:]))
+            elif packet:
+                self._error = MalformedInput(f"a packet of the worker's of kind {kind!r}", field="packet")
             self._over = True
             self._begin_close()
             return None
