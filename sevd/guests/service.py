@@ -293,8 +293,8 @@ class Guests:
         self._launcher.closed = True
         await self.running.close()
         if self._machines is not None and self._machines.outlive:
-            if len(self):
-                log.info("the daemon ends and its guests do not: workers=%d", len(self))
+            if going_on := sum(guest.machine is not None for guest in self._registry):
+                log.info("the daemon ends and its guests do not: workers=%d", going_on)
             await self._steps.drain(seconds)
             await self._launcher.leave()
         else:

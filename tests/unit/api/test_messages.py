@@ -144,6 +144,7 @@ def test_a_full_guest_fills_every_field() -> None:
         simulated=True,
         label="l",
         updated_pages=9,
+        protected=True,
     )
     assert unset(messages.guest(guest)) == set()
 
