@@ -22,6 +22,8 @@ from sev.attestation.steps import STEPS
 from sev.cli import globals as global_options
 from sev.cli.main import EXIT_CODES, NOUNS, build_parser
 from sev.cli.parser import Parser, run_of, verb_names
+from sev.host.result import TECHNOLOGIES
+from sev.host.verdict import CHECKS
 from sev.measurement import vcpu_types, vmm
 from sev.measurement.sample import sample_firmware
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
@@ -333,6 +335,14 @@ def test_vmms_and_processors() -> None:
 def test_statuses() -> None:
     for code, name, *_ in docs.rows("troubleshooting.md", "code", "status", "where people meet it", "what to do"):
         assert status.name(int(code, 16)) == name
+
+
+def test_host_checks() -> None:
+    def names(technologies: tuple[str, ...]) -> str:
+        return "all" if technologies == TECHNOLOGIES else ", ".join(technologies)
+
+    expected = [(one.id, one.group, one.title, names(one.decides), names(one.required)) for one in CHECKS]
+    assert docs.rows("host.md", "id", "group", "it looks for", "decides for", "required for") == expected
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
