@@ -175,3 +175,11 @@ class FrameSet:
         if index < 0 or self._ends[index] <= start:
             return 0
         return min(most, self._ends[index] - start)
+
+    def gap(self, start: int, most: int) -> int:
+        """How many frames from start on, at most so many, are not in the set without a break."""
+        index = bisect.bisect_right(self._starts, start) - 1
+        if index >= 0 and self._ends[index] > start:
+            return 0
+        after = self._starts[index + 1] if index + 1 < len(self._starts) else start + most
+        return min(most, after - start)

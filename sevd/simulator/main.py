@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sevd.simulator.faults import Fault
     from sevd.simulator.serving import Options
 
 log = logging.getLogger("sevd.simulator")
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    options = _options(args)
+    options, faults = _options(args), _faults(args)
     with _signals() as signals:
         from sevd.notify import Notifier
         from sevd.simulator import versions
@@ -107,6 +108,7 @@ def _run(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 progress=lambda text: log.info("%s", text),
                 kernel_era_name=args.kernel_era,
+                injected=faults,
             )
             signals.hold()
             with ServedHost(simulator, directory, options) as host:
@@ -182,8 +184,13 @@ def _signals() -> Iterator[_Signals]:
         signals.close()
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _faults(args: argparse.Namespace) -> tuple[Fault, ...]:
     from sevd.simulator import faults
+
+    return tuple(faults.parse(spec) for spec in args.fault if not spec.startswith(KDS_FAULT))
+
+
+def _options(args: argparse.Namespace) -> Options:
     from sevd.simulator.serving import Options
 
     kds_specs = [spec.removeprefix(KDS_FAULT) for spec in args.fault if spec.startswith(KDS_FAULT)]
@@ -196,7 +203,6 @@ def _options(args: argparse.Namespace) -> Options:
         sev_mode=args.sev_mode,
         sev_gid=_group(args.sev_group) if args.sev_group is not None else os.getegid(),
         kds=args.kds,
-        faults=tuple(faults.parse(spec) for spec in args.fault if not spec.startswith(KDS_FAULT)),
         kds_faults=tuple(KdsFault.parse(spec) for spec in kds_specs),
     )
 

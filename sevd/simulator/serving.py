@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from sev.records import record
 from sevd.simulator import guest_nodes, host_files, host_nodes
+from sevd.simulator.control import ControlServer
 from sevd.simulator.device_directory import LAST, DeviceDirectory
-from sevd.simulator.faults import Fault, Faults
+from sevd.simulator.faults import Faults
 from sevd.simulator.host_reader import SimulatedReader
 from sevd.simulator.simulator import SEV_PATH, Simulator
 
@@ -36,14 +37,12 @@ class Options:
         sev_mode: Permission bits of `sev`.
         sev_gid: Its group.
         kds: (host, port) on which the key distribution service answers; None for none.
-        faults: Faults that are there from the beginning.
         kds_faults: Those of the key distribution service.
     """
 
     sev_mode: int = 0o600
     sev_gid: int = 0
     kds: tuple[str, int] | None = None
-    faults: Sequence[Fault] = ()
     kds_faults: Sequence[KdsFault] = ()
 
 
@@ -59,8 +58,6 @@ class ServedHost:
     def __init__(self, simulator: Simulator, directory: DeviceDirectory, options: Options) -> None:
         self.simulator = simulator
         self.directory = directory
-        self.faults = Faults(tuple(options.faults))
-        simulator.faults = self.faults
         self._options = options
         self._stack = contextlib.ExitStack()
         self.sev = host_nodes.DeviceNode(simulator.devices[SEV_PATH], options.sev_mode, gid=options.sev_gid)
@@ -81,11 +78,15 @@ class ServedHost:
         directory.serve("parameters", host_nodes.parameters(SimulatedReader(simulator)))
         directory.serve("sev-guest", guest_nodes.guest_tree(simulator))
         directory.serve("tsm", guest_nodes.tsm_tree(simulator))
+        control = ControlServer(simulator, directory.path / "control.sock", directory.identity(self.sev))
+        self._stack.callback(control.close)
+        control.start()
         directory.serve(LAST, self.sev)
 
     def close(self) -> None:
         """Takes the files away and switches the host off; once more does nothing."""
-        self.faults.close()
+        if isinstance(self.simulator.faults, Faults):
+            self.simulator.faults.close()
         guest_nodes.GuestDevices.of(self.simulator).close()
         with self._stack:
             self.directory.close()
