@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sev.abi import guest_device as abi
 from sev.abi import guest_message as messages
@@ -70,6 +71,13 @@ class Call:
     certificates: bytes = b""
 
 
+class _Sealed(NamedTuple):
+    """A request as it goes out."""
+
+    header: Header
+    message: bytes
+
+
 class GuestChannel:
     """One VMPCK as the guest's kernel uses it.
 
@@ -110,37 +118,46 @@ class GuestChannel:
             key = self._key
             if key is None:
                 fail(errno.ENOTTY)
-            with self._guest.lock:
-                # The secrets page counts for everybody who uses the key.
-                self._count = max(self._count, self._guest.messages(self.number))
-                sequence = self._count + 1
-                if sequence >= SEQUENCE_END:
-                    fail(errno.EIO)
-                header = Header(b"", sequence, call.message_type, call.version, len(call.payload), self.number)
-                message = seal(key, header, call.payload)
-                answer = self._issue(call, message, plain=call.pages is None)
+            sent = self._seal(key, call)
             try:
-                answer = self._settle(call, message, answer)
-                return _open(key, header, answer.response, call.response_size)
+                sent, answer = self._exchange(key, call, sent)
+                return _open(key, sent.header, answer.response, call.response_size)
             except OSError as refused:
                 if refused.errno != errno.EIO or call.exitinfo2 != INVALID_LEN:
                     self._key = None
                 raise
 
-    def _issue(self, call: Call, message: bytes, *, plain: bool) -> Answer:
-        if plain or call.pages is None:
-            answer = self._host.request(message)
-        else:
-            answer = self._host.extended(message, call.pages)
-        call.exitinfo2 = answer.exitinfo2
-        return answer
+    def _seal(self, key: bytes, call: Call) -> _Sealed:
+        """The request as a message with the next number. Raises OSError(EIO): there is none left."""
+        # The secrets page counts for everybody who uses the key.
+        self._count = max(self._count, self._guest.messages(self.number))
+        sequence = self._count + 1
+        if sequence >= SEQUENCE_END:
+            fail(errno.EIO)
+        header = Header(b"", sequence, call.message_type, call.version, len(call.payload), self.number)
+        return _Sealed(header, seal(key, header, call.payload))
 
-    def _settle(self, call: Call, message: bytes, answer: Answer) -> Answer:
-        """Repeats what may be repeated; the answer that counts. Raises OSError."""
+    def _issue(self, key: bytes, call: Call, sent: _Sealed, *, plain: bool) -> tuple[_Sealed, Answer]:
+        answer = self._host.refusal(extended=not plain)
+        if answer is None:
+            with self._guest.lock:
+                if self._guest.messages(self.number) > self._count:
+                    # The host has played the guest meanwhile, which no other host can: the number is used up.
+                    sent = self._seal(key, call)
+                if plain:
+                    answer = self._host.request(sent.message)
+                else:
+                    answer = self._host.extended(sent.message, call.pages or 0)
+        call.exitinfo2 = answer.exitinfo2
+        return sent, answer
+
+    def _exchange(self, key: bytes, call: Call, sent: _Sealed) -> tuple[_Sealed, Answer]:
+        """Sends, and repeats what may be repeated; the message and the answer that count. Raises OSError."""
         started = self._patience.clock()
         plain = call.pages is None
         needed: int | None = None
         problem: OSError | None = None
+        sent, answer = self._issue(key, call, sent, plain=plain)
         while answer.exitinfo2:
             if answer.exitinfo2 == BUSY:
                 if self._patience.clock() - started > self._patience.limit or self._ended.is_set():
@@ -152,7 +169,7 @@ class GuestChannel:
             else:
                 problem = refusal(errno.EIO)
                 break
-            answer = self._issue(call, message, plain=plain)
+            sent, answer = self._issue(key, call, sent, plain=plain)
         self._count += 2
         if needed is not None:
             call.exitinfo2, call.pages = INVALID_LEN, needed
@@ -160,7 +177,7 @@ class GuestChannel:
         if problem is not None:
             raise problem
         call.certificates = answer.certificates
-        return answer
+        return sent, answer
 
 
 def _open(key: bytes, sent: Header, response: bytes, limit: int) -> bytes:

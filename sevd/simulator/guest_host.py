@@ -83,31 +83,36 @@ class GuestHost:
         self._certificates = certificates
         self._faults = faults
 
-    def request(self, message: bytes) -> Answer:
-        """GUEST_REQUEST."""
-        return self._answer(GUEST_REQUEST, message, None)
-
-    def extended(self, message: bytes, pages: int) -> Answer:
-        """EXT_GUEST_REQUEST: as above, with the certificate table put into that many pages. Where it does not fit, the
-        firmware is not asked."""
-        return self._answer(EXT_GUEST_REQUEST, message, pages)
-
-    def _answer(self, name: str, message: bytes, pages: int | None) -> Answer:
-        table = b""
+    def refusal(self, *, extended: bool) -> Answer | None:
+        """The answer that a fault makes the host give, with or without a delay; None: there is no such fault."""
         try:
-            self._faults(name)
-            if pages is not None:
-                table = self._certificates()
-                needed = -(-len(table) // abi.CERTS_PAGE)
-                if needed > pages:
-                    return Answer(abi.vmm_error(abi.VMM_ERROR_INVALID_LEN), pages=needed)
-            return Answer(0, self._guest.send(message), table)
+            self._faults(EXT_GUEST_REQUEST if extended else GUEST_REQUEST)
         except HostRefused as refused:
-            return Answer(abi.vmm_error(refused.code), pages=pages or 0)
+            return Answer(abi.vmm_error(refused.code))
         except FirmwareStatus as refused:
             return Answer(refused.code)
+        except OSError:
+            return Answer(abi.EXITINFO2_NO_FW_CALL)
+        return None
+
+    def request(self, message: bytes) -> Answer:
+        """GUEST_REQUEST."""
+        try:
+            return Answer(0, self._guest.send(message))
+        except HostRefused as refused:
+            return Answer(abi.vmm_error(refused.code))
         except FirmwareRefused as refused:
             return Answer(refused.status)
         except OSError:
             # KVM tells the VMM, not the guest: no answer ever comes.
             return Answer(abi.EXITINFO2_NO_FW_CALL)
+
+    def extended(self, message: bytes, pages: int) -> Answer:
+        """EXT_GUEST_REQUEST: as above, with the certificate table put into that many pages. Where it does not fit, the
+        firmware is not asked."""
+        table = self._certificates()
+        needed = -(-len(table) // abi.CERTS_PAGE)
+        if needed > pages:
+            return Answer(abi.vmm_error(abi.VMM_ERROR_INVALID_LEN), pages=needed)
+        answer = self.request(message)
+        return answer if answer.exitinfo2 else answer._replace(certificates=table)

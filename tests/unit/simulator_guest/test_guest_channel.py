@@ -317,6 +317,23 @@ def test_faults_of_the_command_line(
     assert gone(program) == (expected[0] != "ok")
 
 
+def test_a_hypercall_that_hangs_holds_up_nobody_but_the_guest(host: Simulator, guest: GuestRef) -> None:
+    devices = GuestDevices.of(host)
+    program = GuestProgram(devices.devices()[guest.guest_id])
+    host.inject(parse("GUEST_REQUEST:hang"))
+    names: list[str] = []
+    thread = threading.Thread(target=lambda: names.append(program.report().name))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    assert host.guest_count() == 1
+    for _ in range(2):
+        host.firmware.guest_report(guest._vm.sev.context or 0, NONCE)
+    host.inject(parse("clear"))
+    thread.join(5)
+    assert names == ["ok"]
+
+
 def test_the_end_of_the_guest_ends_the_waiting(between: Between) -> None:
     device = SevGuestDevice(between, lambda: b"")
     program = GuestProgram(device)
