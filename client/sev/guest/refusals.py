@@ -78,7 +78,8 @@ def of_ioctl(name: str, path: str, number: int, info: abi.GuestRequestIoctl) -> 
         raise Busy(f"{path} is busy: {os.strerror(number)}")
     if exitinfo2 == abi.EXITINFO2_NO_FW_CALL:
         return HostRefused(f"{name}: the request did not reach the host", errno=number or None, command=name)
-    if not unsent and info.vmm_error == abi.VMM_ERROR_INVALID_LEN:
+    extended = name == abi.command_name(abi.SNP_GET_EXT_REPORT)
+    if not unsent and extended and info.vmm_error == abi.VMM_ERROR_INVALID_LEN:
         raise TooSmall
     if not unsent and info.vmm_error == abi.VMM_ERROR_BUSY and number != errno.ETIMEDOUT:
         raise Busy(f"{name}: the host throttles guest requests")
