@@ -347,3 +347,45 @@ def test_reasons_are_precise() -> None:
     assert "AMD-SB-3023" in reason(CASES["SEV-ES held back by the kernel"].reader, "kvm.type-sev-es")
     assert "Run as root" in reason(STRANGER, "device.sev-read")
     assert "0x2" in reason(CASES["mitigations not verified"].reader, "firmware.mitigations")
+
+
+PEERS = {
+    # What the `ok` commands of other tools look at, and where it is here.
+    "vendor and microcode support": "cpu.vendor",
+    "EPYC": "cpu.brand",
+    "SME": "cpu.sme",
+    "SME enabled, SYSCFG bit 23": "bios.memory-encryption",
+    "SEV": "cpu.sev",
+    "SEV-ES": "cpu.sev-es",
+    "SNP": "cpu.sev-snp",
+    "SNP enabled, SYSCFG bit 24": "bios.snp",
+    "VMPL": "cpu.vmpl",
+    "VMPL enabled, SYSCFG bit 25": "bios.vmpl",
+    "number of VMPLs": "cpu.vmpl-count",
+    "physical address bit reduction, C-bit location": "cpu.c-bit",
+    "number of encrypted guests": "cpu.asids-sev",
+    "minimum ASID of SEV without ES": "cpu.asids-sev-es",
+    "page flush MSR": "cpu.page-flush",
+    "firmware 1.51": "firmware.version",
+    "SEV initialised": "firmware.state",
+    "SEV-ES initialised": "firmware.sev-es",
+    "SNP initialised": "snp.state",
+    "RMP addresses": "rmp.address",
+    "RMP initialised": "snp.rmp-initialized",
+    "alias check": "snp.alias-check",
+    "/dev/sev readable": "device.sev-read",
+    "/dev/sev writable": "device.sev-write",
+    "KVM supported": "kvm.api",
+    "kvm_amd.sev": "kvm.sev",
+    "kvm_amd.sev_es": "kvm.sev-es",
+    "kvm_amd.sev_snp": "kvm.sev-snp",
+    "memlock limit": "limits.memlock",
+    "platform TCB and reported TCB": "snp.tcb",
+    "Secure TSC": "feature.secure-tsc",
+    "ciphertext hiding": "feature.ciphertext-hiding",
+}
+
+
+def test_what_other_tools_look_at_is_looked_at_here() -> None:
+    results = {check.id: check.result for check in check_host(genoa()).checks}
+    assert {name for name, one in PEERS.items() if results.get(one) != PASSED} == set()

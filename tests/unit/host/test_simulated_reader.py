@@ -44,6 +44,23 @@ def test_eras_of_a_simulated_kernel(name: str, tmp_path: Path) -> None:
         simulator.close()
 
 
+@pytest.mark.parametrize("name", sorted(kernel_era.ERAS))
+def test_what_tells_old_kernels_apart_reaches_no_firmware(name: str, tmp_path: Path) -> None:
+    """SNP_SET_CONFIG on a read-only descriptor with an address that is not there."""
+    simulator = Simulator.open(_copy(tmp_path), product="genoa", seed=1, kernel_era_name=name)
+    try:
+        with closing(SimulatedReader(simulator)) as reader:
+            called: list[str] = []
+            simulator.faults = called.append
+            assert reader.config_refusal() == errno.EPERM
+            simulator._ccp.shut_down()
+            called.clear()
+            assert reader.config_refusal() == (errno.EINVAL if name == "A" else errno.EPERM)
+            assert called == []
+    finally:
+        simulator.close()
+
+
 def test_asids_in_use_are_counted(tmp_path: Path) -> None:
     with simulated_host(tmp_path) as simulator, closing(SimulatedReader(simulator)) as reader:
         total, _ = simulator.asids()["sev_es"]
