@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @record
 class Guest:
-    """A hosted guest. `launch_digest` has 48 bytes from state "ready" on and none before."""
+    """A hosted guest.
+
+    `launch_digest` has 48 bytes from state "ready" on and none before; a plain guest never has one. `protected` is true
+    if its technology protects it from its host: not where there is none, nor on a simulated host.
+    """
 
     guest_id: str
     type: str
@@ -31,6 +35,7 @@ class Guest:
     simulated: bool
     label: str
     updated_pages: int
+    protected: bool = False
 
     @classmethod
     def from_message(cls, message: guest_pb2.Guest) -> Guest:
@@ -52,6 +57,7 @@ class Guest:
             simulated=message.simulated,
             label=message.label,
             updated_pages=message.updated_pages,
+            protected=message.protected,
         )
 
     def document(self) -> dict[str, object]:
@@ -71,6 +77,7 @@ class Guest:
             "simulated": self.simulated,
             "label": self.label or None,
             "updated_pages": self.updated_pages,
+            "protected": self.protected,
         }
 
 
