@@ -71,25 +71,62 @@ class FileServer:
         return os.stat(self.target).st_dev
 
     def close(self, seconds: float = 2.0) -> None:
-        """Unmounts, and lets go of every open file; once more does nothing.
+        """Unmounts, lets go of every open file, and ends the threads; once more does nothing.
 
-        What others still have open, or mounted elsewhere, answers ENOTCONN or ECONNABORTED when this process has
-        ended.
+        What others still have open, or mounted elsewhere, answers ENOTCONN from then on; an operation that hangs is
+        given up, and its caller gets ECONNABORTED.
         """
         if self._descriptor < 0 or self._closing:
             return
+        root = self._open_root()
         self._closing = True
         mount.unmount_quietly(self.target)
+        if root >= 0:
+            threading.Thread(target=self._wake, args=(root,), name="fuse-wake", daemon=True).start()
         until = time.monotonic() + seconds
-        for thread in list(self._threads):
-            thread.join(max(0.0, until - time.monotonic()))
+        while time.monotonic() < until:
+            with self._lock:
+                waiting, working = self._idle, len(self._threads) - self._idle
+            if not waiting and (not working or time.monotonic() > until - seconds / 2):
+                break
+            time.sleep(0.001)
+        if not waiting:
+            self._disconnect()
+        self.operations.handles.clear()
+
+    def _open_root(self) -> int:
+        """A descriptor of the mount's root, through which the threads are woken; -1 if it was taken away already."""
+        if mount.FILE_SYSTEM not in mount.mounts(self.target):
+            return -1
+        return os.open(self.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _wake(self, root: int) -> None:
+        """Sends requests until no thread waits for one: a thread that has answered sees that it is to end.
+
+        A request that finds no thread any more ends when the descriptor of /dev/fuse does.
+        """
+        try:
+            while self._idle:
+                os.fstatvfs(root)
+        except OSError:
+            return  # ECONNABORTED: there was no thread for it
+        finally:
+            os.close(root)
+
+    def _disconnect(self) -> None:
+        """Gives the descriptor of /dev/fuse up, which ends all that is under way.
+
+        No thread reads from it any more. The number stays taken, by /dev/null, for one that works still and will want
+        to write its answer.
+        """
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, self._descriptor, inheritable=False)
+        os.close(null)
         with self._lock:
             ended = not self._threads
         if ended:
-            # Not before: a thread that still waits would wait on whatever gets the number next.
             os.close(self._descriptor)
             self._descriptor = -1
-        self.operations.handles.clear()
 
     def _greet(self) -> None:
         """The first exchange, INIT: who speaks which version."""
@@ -139,7 +176,7 @@ class FileServer:
                     with self._lock:
                         self._idle += 1
                         surplus = self._idle > IDLE_MAX
-                if surplus:
+                if surplus or self._closing:
                     return
         finally:
             with self._lock:
