@@ -34,21 +34,24 @@ def image(text: bytes) -> bytes:
 @pytest.mark.parametrize("text", [b"measured", b"and run!"])
 def test_what_runs_is_what_was_measured(tmp_path: Path, text: bytes) -> None:
     need_kvm()
-    with device_files(tmp_path / "sim") as files, running(tmp_path / "d", "--simulator", str(files.devices)) as daemon:
-        with daemon.connect() as host:
-            launched = host.launch_snp(image(text), memory_bytes=16 << 20)
-            guest = launched.guest.guest_id
-            assert launched.as_expected
-            report = Report.parse(host.guest_report(guest, bytes(64)).report)
-            assert report.measurement == launched.expected_digest
-            printed = b""
-            with host.run_guest(guest, posted_writes=16) as run:
-                for found in run:
-                    if found.what == HALT:
-                        break
-                    assert isinstance(found.what, PortWrite), found
-                    printed += found.what.data
-                    run.complete(found)
-            assert printed == text
-            assert host.guest(guest).state == "paused"
-            host.delete_guest(guest, confirm=True)
+    with (
+        device_files(tmp_path / "sim") as files,
+        running(tmp_path / "d", "--simulator", str(files.devices)) as daemon,
+        daemon.connect() as host,
+    ):
+        launched = host.launch_snp(image(text), memory_bytes=16 << 20)
+        guest = launched.guest.guest_id
+        assert launched.as_expected
+        report = Report.parse(host.guest_report(guest, bytes(64)).report)
+        assert report.measurement == launched.expected_digest
+        printed = b""
+        with host.run_guest(guest, posted_writes=16) as run:
+            for found in run:
+                if found.what == HALT:
+                    break
+                assert isinstance(found.what, PortWrite), found
+                printed += found.what.data
+                run.complete(found)
+        assert printed == text
+        assert host.guest(guest).state == "paused"
+        host.delete_guest(guest, confirm=True)
