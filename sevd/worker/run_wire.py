@@ -42,10 +42,13 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT = 10
 
 
+_SMALL = [bytes((value,)) for value in range(0x80)]
+
+
 def varint(value: int) -> bytes:
     """An unsigned number below 2^64."""
     if value < 0x80:
-        return bytes((value,))
+        return _SMALL[value]
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

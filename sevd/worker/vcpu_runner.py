@@ -168,12 +168,12 @@ class Runner:
                     self._condition.wait()
                 if self._wanted == END:
                     return False
-                unsent = [one for one in self._open if one.link is not link]
-                if not unsent:
-                    answer, self._answer = self._answer, b""
-                    if answer:
+                if not self._open or self._open[-1].link is link:  # exits go out in order: then all have gone
+                    if self._answer:
+                        answer, self._answer = self._answer, b""
                         self._vcpu.complete(answer)
                     return True
+                unsent = [one for one in self._open if one.link is not link]
                 for one in unsent:
                     one.link = link
             self._send(unsent, link)
@@ -198,14 +198,21 @@ class Runner:
     def _send(self, exits: list[_Sent], link: Link) -> None:
         for number, one in enumerate(exits):
             if not link.send(EXITS + one.packet, self):
-                with self._condition:
-                    for unsent in exits[number:]:
-                        unsent.link = None
-                    if self._link is link and self._wanted == RUN:
-                        self._link = None  # it is gone; whoever serves it will say so
+                self._unsent(exits[number:], link)
                 return
 
+    def _unsent(self, exits: list[_Sent], link: Link) -> None:
+        """These did not go out: the link is gone, or there was no room before the runner had to park."""
+        with self._condition:
+            for one in exits:
+                one.link = None
+            if self._link is link and self._wanted == RUN:
+                self._link = None  # whoever serves it will say that it is gone
+
     def _handle(self, found: Exit) -> None:
+        if type(found) in _WRITES:  # most exits are
+            self._say(found, 0, blocks=False)
+            return
         if isinstance(found, kvm_run.Interrupted):
             return
         if isinstance(found, kvm_run.Hypercall):
@@ -214,17 +221,20 @@ class Runner:
         if isinstance(found, kvm_run.MemoryFault) and self._resolved(found):
             return
         self._faults = (None, 0)
-        blocks, wanted, reason, failed = _meaning(found)
+        wanted, reason, failed = _meaning(found)
+        self._say(found, wanted, blocks=True)
+        if reason:
+            self._owner.ended(reason, failed=failed)
+
+    def _say(self, found: Exit, wanted: int, *, blocks: bool) -> None:
+        """Keeps an exit and sends it."""
         self._sequence += 1
         one = _Sent(self._sequence, encode_exit(self.index, self._sequence, found), wanted, blocks=blocks)
         with self._condition:
-            link = self._link
-            one.link = link
+            link = one.link = self._link
             self._open.append(one)
-        if link is not None:
-            self._send([one], link)
-        if reason:
-            self._owner.ended(reason, failed=failed)
+        if link is not None and not link.send(EXITS + one.packet, self):
+            self._unsent([one], link)
 
     def _resolved(self, fault: kvm_run.MemoryFault) -> bool:
         last, times = self._faults
@@ -245,28 +255,30 @@ class _Nowhere:
 _NOWHERE = _Nowhere()
 
 
-def _meaning(found: Exit) -> tuple[bool, int, str, bool]:
-    """(the vCPU waits for an answer, bytes of the answer, why the guest ended if it did, whether that is a failure)."""
-    if isinstance(found, kvm_run.PortWrite | kvm_run.MmioWrite):
-        return False, 0, "", False
+_WRITES = (kvm_run.PortWrite, kvm_run.MmioWrite)
+
+
+def _meaning(found: Exit) -> tuple[int, str, bool]:
+    """Of an exit that the vCPU stands still for: (bytes of the answer, why the guest ended if it did, whether that is
+    a failure)."""
     if isinstance(found, kvm_run.PortRead):
-        return True, found.size * found.repeat, "", False
+        return found.size * found.repeat, "", False
     if isinstance(found, kvm_run.MmioRead):
-        return True, found.size, "", False
+        return found.size, "", False
     if isinstance(found, kvm_run.Halt):
-        return True, 0, "", False
+        return 0, "", False
     if isinstance(found, kvm_run.Shutdown):
-        return True, 0, "it shut down (a triple fault, or its vCPU cannot be entered any more)", False
+        return 0, "it shut down (a triple fault, or its vCPU cannot be entered any more)", False
     if isinstance(found, kvm_run.SystemEvent):
         word = kvm_run.SYSTEM_EVENTS.get(found.type, f"event {found.type}")
         words = "".join(f" 0x{word:x}" for word in found.data)
-        return True, 0, f"it asked for the system event {word}{words}", found.type in (3, 6)
+        return 0, f"it asked for the system event {word}{words}", found.type in (3, 6)
     if isinstance(found, kvm_run.FailedEntry):
-        return True, 0, f"the processor cannot enter it (hardware reason 0x{found.reason:x})", True
+        return 0, f"the processor cannot enter it (hardware reason 0x{found.reason:x})", True
     if isinstance(found, kvm_run.InternalError):
         word = kvm_run.INTERNAL_ERRORS.get(found.suberror, "unknown")
-        return True, 0, f"KVM gave up: internal error {found.suberror} ({word})", True
+        return 0, f"KVM gave up: internal error {found.suberror} ({word})", True
     if isinstance(found, kvm_run.MemoryFault):
         kind = "private" if found.private else "shared"
-        return True, 0, f"an access to {kind} memory at 0x{found.gpa:x} cannot be resolved", True
-    return True, 0, f"KVM left it for reason {getattr(found, 'reason', '?')}, which is not known here", True
+        return 0, f"an access to {kind} memory at 0x{found.gpa:x} cannot be resolved", True
+    return 0, f"KVM left it for reason {getattr(found, 'reason', '?')}, which is not known here", True
