@@ -121,17 +121,20 @@ class DeviceDirectory:
         """(st_dev, st_ino) of a served node, whatever path a process has opened it by."""
         return self._server.device(), node.ino
 
+    def withdraw(self, name: str) -> None:
+        """Takes a name away; who has the file open keeps it. Nothing if it is not there."""
+        self.root.remove(name)
+        path = self.path / name
+        if path in self._made:
+            self._made.remove(path)
+            _remove(path)
+
     def close(self) -> None:
-        """Takes everything away, `sev` first, and gives the folder up; once more does nothing."""
+        """Takes everything away, the latest first, and gives the folder up; once more does nothing."""
         if self._lock < 0:
             return
-        for made in reversed(self._made):
-            with contextlib.suppress(OSError):
-                if made.is_symlink() or not made.is_dir():
-                    made.unlink()
-                else:
-                    made.rmdir()
-        self._made.clear()
+        while self._made:
+            _remove(self._made.pop())
         self._server.close()
         with contextlib.suppress(OSError):
             (self.path / FILES).rmdir()
@@ -190,6 +193,15 @@ class DeviceDirectory:
                 (self.path / FILES).rmdir()
         except OSError as error:
             raise _cannot_write(self.path, error) from None
+
+
+def _remove(path: Path) -> None:
+    """Removes what was made; nothing if somebody else has done so, or has put something into a folder."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            path.rmdir()
 
 
 def _cannot_write(path: Path, error: OSError) -> UsageError:

@@ -73,7 +73,7 @@ class ServedHost:
             directory.write(f"roots/{name}", data)
         directory.write("platform.json", host_files.platform_json(simulator, self._start_kds()))
         directory.start()
-        directory.serve("msr", host_nodes.host_msr())
+        directory.serve("msr", host_nodes.host_msr(snp=simulator.product.has_snp))
         directory.serve("guest-msr", host_nodes.guest_msr())
         directory.serve("parameters", host_nodes.parameters(SimulatedReader(simulator)))
         directory.serve("sev-guest", guest_nodes.guest_tree(simulator))
@@ -88,8 +88,9 @@ class ServedHost:
         if isinstance(self.simulator.faults, Faults):
             self.simulator.faults.close()
         guest_nodes.GuestDevices.of(self.simulator).close()
-        with self._stack:
-            self.directory.close()
+        self.directory.withdraw(LAST)
+        self._stack.close()
+        self.directory.close()  # gives the folder up: after what else lies in it
         ending = threading.Thread(target=self.simulator.close, name="switch-off", daemon=True)
         ending.start()
         ending.join(STOP_SECONDS)
