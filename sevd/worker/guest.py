@@ -58,6 +58,7 @@ class WorkerGuest:
         self.machine: Machine | None = None
         self.state = GuestState.CREATED
         self.vcpus: Vcpus | None = None
+        self._memory: Answer = {}, ()
         self._policy = 0
         self._digest = b""
         self._failure = ""
@@ -72,8 +73,11 @@ class WorkerGuest:
         self.kernel, observer = kernel, _ = self._make_kernel(card.request.type)
         machine = Machine(lambda: kernel, observer, sev_path=sev_path, kvm_path=kvm_path)
         machine.create(card)
+        fd, layout = machine.share()
+        # Kept: a machine whose launch has failed tells nothing any more, and its memory is there all the same.
+        self._memory = {"asid": machine.asid, "layout": [list(piece) for piece in layout]}, (fd,)
         self.machine, self.card = machine, card
-        return self.memory()
+        return self._memory
 
     def write_card(self, folder: int) -> None:
         """Says in the folder (a descriptor of it) that there is a guest now, whole or not at all."""
@@ -88,9 +92,8 @@ class WorkerGuest:
 
     def memory(self) -> Answer:
         """ASID, the memfd and what lies where in it."""
-        machine = self._living()
-        fd, layout = machine.share()
-        return {"asid": machine.asid, "layout": [list(piece) for piece in layout]}, (fd,)
+        self._living()
+        return self._memory
 
     def step(self, name: str, message: dict[str, object]) -> Answer:
         """One step of the launch, or a question.

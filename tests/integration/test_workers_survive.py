@@ -243,17 +243,9 @@ else:
 """
 
 
-def test_memory_is_mapped_by_its_owner_alone(tmp_path: Path) -> None:
-    need_kvm()
-    need_root()
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    service = Service(tmp_path)
-    with (tmp_path / "sevd.toml").open("a") as file:
-        file.write('[access]\nlauncher_users = ["61012"]\nadmin_users = ["61013"]\n')
-    service.start()
+def _map_as_others(service: Service) -> None:
     for name in ("s", "s.fd"):
-        (tmp_path / name).chmod(0o666)
+        (service.folder / name).chmod(0o666)
 
     def asked_by(uid: int, guest: str) -> str:
         command = [sys.executable, "-c", OTHER, service.socket, str(uid), guest]
@@ -267,7 +259,21 @@ def test_memory_is_mapped_by_its_owner_alone(tmp_path: Path) -> None:
         assert asked_by(61012, guest) == "NotFound"
         assert asked_by(61013, guest) == "NotPermitted"  # sees everybody's guests, not their memory
         assert asked_by(61014, guest) == "NotPermitted"
-    service.end()
+
+
+def test_memory_is_mapped_by_its_owner_alone(tmp_path: Path) -> None:
+    need_kvm()
+    need_root()
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    service = Service(tmp_path)
+    with (tmp_path / "sevd.toml").open("a") as file:
+        file.write('[access]\nlauncher_users = ["61012"]\nadmin_users = ["61013"]\n')
+    service.start()
+    try:
+        _map_as_others(service)
+    finally:
+        service.end()
     audit = (tmp_path / "state" / "audit.jsonl").read_text()
     assert audit.count('"method":"Descriptors/Memory"') == 3
 
