@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sev.host.machine import CCP, KVM_AMD, PSP
+from sev.host.machine import CCP, KVM_AMD, ON, PSP
 from sev.host.result import SEV, SEV_ES, SEV_SNP, TECHNOLOGIES, Checks, NotSeen, Outcome, failed, passed, skipped
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ IOMMU = "/sys/class/iommu"
 IOMMU_SNP = 1 << 63
 """The IOMMU's extended feature register: SNPSup (AMD I/O Virtualization Technology specification, MMIO 0x30)."""
 
-ON = ("Y", "y", "1")
 OFF_WORDS = {
     "kvm_amd.sev=0": SEV,
     "kvm_amd.sev=N": SEV,

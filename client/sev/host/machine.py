@@ -27,6 +27,9 @@ CCP = "/sys/module/ccp"
 PSP = "/sys/bus/pci/drivers/ccp"
 CGROUP = "/sys/fs/cgroup"
 
+ON = ("Y", "y", "1")
+"""What a module's parameter of yes or no says for yes."""
+
 SYSCFG = 0xC001_0010
 HWCR = 0xC001_0015
 RMP_BASE = 0xC001_0132

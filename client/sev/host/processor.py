@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sev.host.machine import SEV_LEAF
+from sev.host.machine import ON, SEV_LEAF
 from sev.host.result import SEV, SEV_ES, SEV_SNP, TECHNOLOGIES, Checks, Outcome, failed, passed, skipped
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def _line(machine: Machine) -> Outcome:
 def _bare_metal(machine: Machine) -> Outcome:
     if not machine.virtual:
         return passed("no hypervisor shows itself")
+    if machine.parameter("sev_snp") in ON:
+        return passed("a hypervisor shows itself, and the kernel runs SEV-SNP all the same (sev_snp is on)")
     seen = ""
     if machine.vendor == "AuthenticAMD" and machine.sev_bit(1, "sev_guest"):
         seen = ", perhaps a confidential guest: inside one, sev attest check looks at it"

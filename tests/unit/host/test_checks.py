@@ -137,6 +137,8 @@ CASES: dict[str, Case] = {
         "cpu.bare-metal cpu.sme cpu.sev cpu.sev-es cpu.sev-snp cpu.vmpl device.sev",
         "bios.memory-encryption bios.smm-lock kvm.sev",
     ),
+    "a host below a hypervisor that lets it run SNP": case(
+        genoa().but(leaves={(1, 0): (cpuid_signature(0x19, 0x11, 1), 0, 1 << 31, 0)}), able=ALL),
     "a confidential guest": case(CONFIDENTIAL, "cpu.bare-metal cpu.sme cpu.vmpl device.sev kvm.sev kvm.sev-es "
                                  "kvm.sev-snp module.ccp cpu.asids-sev cpu.asids-sev-es"),
     "Milan with SNP off in the BIOS": case(
