@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from sevd.simulator.errnos import fail
 from sevd.simulator.fuse.nodes import Caller, Directory, FileNode, Handle, StaticDirectory, TextFile
-from sevd.simulator.host_reader import MSRS, SimulatedReader
+from sevd.simulator.host_reader import SimulatedReader, registers
 from sevd.simulator.process import File
 from sevd.simulator.remote import RemoteProcess
 
@@ -102,9 +102,9 @@ class MsrNode(FileNode):
         return _MsrHandle(self._registers)
 
 
-def host_msr() -> FileNode:
-    """`msr`: the registers that the check of a host reads."""
-    return MsrNode(MSRS)
+def host_msr(*, snp: bool = True) -> FileNode:
+    """`msr`: the registers that the check of a host reads, of a processor with or without SNP."""
+    return MsrNode(registers(snp=snp))
 
 
 def guest_msr() -> FileNode:

@@ -33,14 +33,20 @@ MEMORY_TOP = 64 << 30
 _RMP_BASE = 0x1_0000_0000
 _RMP_SIZE = 0x4000 + MEMORY_TOP // 4096 * 16
 
-MSRS = {
+_SNP_MSRS = {
     places.SYSCFG: 1 << 23 | 1 << 24 | 1 << 25,
     places.HWCR: 1,
     places.RMP_BASE: _RMP_BASE,
     places.RMP_END: _RMP_BASE + _RMP_SIZE - 1,
     places.RMP_CFG: 0,
 }
-"""Registers by number."""
+_SEV_MSRS = {places.SYSCFG: 1 << 23, places.HWCR: 1}
+
+
+def registers(*, snp: bool) -> Mapping[int, int]:
+    """Model-specific registers by number, of a processor with or without SNP."""
+    return _SNP_MSRS if snp else _SEV_MSRS
+
 
 PARAMETERS = f"{places.KVM_AMD}/parameters"
 
@@ -99,7 +105,9 @@ class SimulatedReader(DeviceReader):
         self._process = simulator.process()
         super().__init__(self._process)
         facts = simulator.host_facts()
-        self._hardware = hardware.of(products.by_name(facts.product))
+        product = products.by_name(facts.product)
+        self._hardware = hardware.of(product)
+        self._registers = registers(snp=product.has_snp)
         self._files = MachineFiles(facts.technologies, simulator.asids)
 
     def close(self) -> None:
@@ -128,9 +136,9 @@ class SimulatedReader(DeviceReader):
 
     def msr(self, number: int) -> int:
         """A register. Raises OSError(EIO) for others than those of SEV."""
-        if number not in MSRS:
+        if number not in self._registers:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return MSRS[number]
+        return self._registers[number]
 
     def memlock(self) -> int | None:
         """Unlimited: the model locks nothing."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sevd.simulator")
 
-PRODUCTS = ("milan", "genoa", "turin")
+PRODUCTS = ("naples", "rome", "milan", "genoa", "turin")
 KDS_FAULT = "KDS:"
 """How the faults of the key distribution service begin: "KDS:throttle=5:times=2" (sevd.simulator.kds)."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--fault", metavar="SPEC", action="append", default=[], help="such as SNP_COMMIT:status=0x16 or KDS:throttle=5")
     add("--sev-mode", metavar="MODE", type=_mode, default=0o600, help="permissions of the file sev (default 0600)")
     add("--sev-group", metavar="GROUP", help="its group, by name or number")
+    add("--svsm", action="store_true", help="guests run under an SVSM, which configfs-tsm shows")
+    add("--no-guest-certificates", action="store_true", help="give guests no certificate table")
     add("-q", "--quiet", action="store_true", help="only warnings and errors on stderr")
     add("--version", action="version", version=f"sevd-simulator {__version__}")
     return parser
@@ -95,6 +97,7 @@ def _run(args: argparse.Namespace) -> int:
         from sevd.notify import Notifier
         from sevd.simulator import versions
         from sevd.simulator.device_directory import DeviceDirectory
+        from sevd.simulator.guest_nodes import GuestDevices
         from sevd.simulator.serving import ServedHost
         from sevd.simulator.simulator import Simulator
         from sevd.state import StateDirectory
@@ -111,6 +114,8 @@ def _run(args: argparse.Namespace) -> int:
                 injected=faults,
             )
             signals.hold()
+            devices = GuestDevices.of(simulator)
+            devices.svsm, devices.certificates = args.svsm, not args.no_guest_certificates
             with ServedHost(simulator, directory, options) as host:
                 host.start()
                 gc.freeze()
