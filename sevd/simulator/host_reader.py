@@ -191,7 +191,11 @@ class ServedReader(LinuxReader):
 
     def text(self, path: str, limit: int = 1 << 16) -> str:
         """A file. Raises OSError."""
-        return super().text(path, limit) if path.startswith(f"{PARAMETERS}/") else self._files.text(path, limit)
+        if not path.startswith(f"{PARAMETERS}/"):
+            return self._files.text(path, limit)
+        if isinstance(self._served, _Gone):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
+        return super().text(path, limit)
 
     def names(self, path: str) -> list[str]:
         """What is in a directory. Raises OSError(ENOENT)."""
