@@ -35,6 +35,7 @@ from sevd.simulator import versions
 from tests.support import docs
 from tests.support.daemon import Daemon
 from tests.support.docs import Block, Command
+from tests.support.served_guest import served_guest
 
 SERVICES = [
     service
@@ -48,7 +49,9 @@ COMMANDS = [
     if block.language == "console"
     for command in block.commands()
 ]
-RUNS = ("run", "host", "grpcurl")
+RUNS = ("run", "host", "grpcurl", "guest")
+APART = ("grpcurl", "guest")
+"""Blocks that are run for themselves."""
 
 
 def runs(block: Block) -> bool:
@@ -144,8 +147,10 @@ def script(blocks: list[Block], folder: Path) -> tuple[str, list[tuple[str, Comm
     return "\n".join(lines) + "\n", found
 
 
-def check_page(blocks: list[Block], folder: Path, socket: str) -> None:
-    """Runs a page and compares what it did with what the page shows."""
+def check_page(
+    blocks: list[Block], folder: Path, socket: str, inside: Callable[[list[str]], list[str]] = lambda command: command
+) -> None:
+    """Runs a page, `inside` of what that makes of the command, and compares what it did with what the page shows."""
     (folder / "OVMF.fd").write_bytes(sample_firmware())
     (folder / "bzImage").write_bytes(b"\x90kernel" * 999)
     (folder / "initrd.img").write_bytes(b"\x1finitrd" * 999)
@@ -154,7 +159,9 @@ def check_page(blocks: list[Block], folder: Path, socket: str) -> None:
     home = folder / ".home"
     home.mkdir()
     environ = {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": str(folder), "SEVD_SOCKET": socket}
-    subprocess.run(["bash", "-c", text], cwd=folder, env=environ, check=True, stdin=subprocess.DEVNULL, timeout=300)
+    subprocess.run(
+        inside(["bash", "-c", text]), cwd=folder, env=environ, check=True, stdin=subprocess.DEVNULL, timeout=300
+    )
     problems = []
     for number, (where, command) in enumerate(found):
         output = (folder / f".out{number}").read_text()
@@ -179,8 +186,16 @@ def running_pages(kind: Callable[[Block], bool]) -> list[object]:
 
 @pytest.mark.parametrize("page", running_pages(lambda block: "run" in block.words or "host" in block.words))
 def test_pages_run(page: Path, tmp_path: Path, daemon: Daemon) -> None:
-    chosen = [block for block in docs.blocks(page) if runs(block) and "grpcurl" not in block.words]
+    chosen = [block for block in docs.blocks(page) if runs(block) and not any(word in APART for word in block.words)]
     check_page(chosen, tmp_path, daemon.socket)
+
+
+@pytest.mark.parametrize("page", running_pages(lambda block: "guest" in block.words))
+def test_pages_run_inside_a_guest(page: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    folder.mkdir()
+    with served_guest(tmp_path / "host") as guest:
+        check_page([block for block in docs.blocks(page) if "guest" in block.words], folder, "", guest.inside)
 
 
 @pytest.mark.parametrize("page", running_pages(lambda block: "grpcurl" in block.words))

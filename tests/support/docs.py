@@ -8,6 +8,7 @@ A fenced block says in the words after its language how it is checked:
 | `console run` | runs it, without a daemon |
 | `console host` | runs it against a simulated host (`$SEVD_SOCKET`) |
 | `console grpcurl` | the same, where grpcurl is installed |
+| `console guest`, `python guest` | runs it inside a simulated guest: its devices stand where a guest has them |
 | `python run`, `python host` | runs it as a program, in the same way |
 | `toml policy`, `json policy`, `toml config` | loads it as what it is |
 | any, with `file=NAME` | writes it to the page's folder first |
