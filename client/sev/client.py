@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sev import guest_operations, hosted, operations
+    from sev import guest_operations, hosted, hosted_plain, operations
     from sev.calls import Call, Failure, Operation, Stream
     from sev.client_run import GuestRun
     from sev.mapped_memory import MappedMemory
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
+    hosted_plain = Later("sev.hosted_plain")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -136,6 +137,7 @@ class Host:
     guest_key = _Does(lambda: guest_operations.guest_key)
     launch_plan = _Does(lambda: hosted.launch_plan)
     launch_snp = _Does(lambda: hosted.launch_snp)
+    launch_plain = _Does(lambda: hosted_plain.launch_plain)
 
     def map_memory(self, guest_id: str) -> MappedMemory:
         """The memory of a guest of one's own, mapped: filled here, it is filled without a copy. Close it when done.

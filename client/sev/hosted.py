@@ -209,12 +209,12 @@ def _launch(
     except GeneratorExit:
         raise
     except BaseException as error:
-        yield from _abandon(guest_id, error)
+        yield from abandon(guest_id, error)
         raise
     return LaunchedGuest(guest, expected)
 
 
-def _abandon(guest_id: str, error: BaseException) -> Operation[None]:
+def abandon(guest_id: str, error: BaseException) -> Operation[None]:
     """Deletes the guest of a failed launch; where that fails too, the error's remedy says what is left to do."""
     try:
         yield from guest_operations.delete_guest(guest_id)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from sev.cli.output import Output
     from sev.client import Host
 
+UNPROTECTED = "UNPROTECTED: a plain guest is an ordinary VM; its host can read and change all of it."
+    "UNPROTECTED: a plain guest is an ordinary VM; nothing was measured, its host can read and change all of it."
+)
+
 SIMULATED = "SIMULATED: this host is a simulation; nothing here protects anything."
 """The mark, on stderr."""
 
@@ -60,3 +64,9 @@ def mark_simulated(out: Output, simulated: bool) -> None:
     """Says on stderr that an answer comes from a simulated host."""
     if simulated:
         out.note(SIMULATED)
+
+
+def mark_unprotected(out: Output, guest_type: str) -> None:
+    """Says on stderr that a guest is one that nothing protects."""
+    if guest_type == "plain":
+        out.note(UNPROTECTED)

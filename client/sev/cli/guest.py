@@ -42,7 +42,7 @@ On a real host the request travels encrypted with a key that only the guest has:
 """
 
 _GUEST_JSON = "guest_id, type, state, owner, vcpu_count, memory_bytes, policy, launch_digest, asid,\n\
-create_time, failure, simulated, label, updated_pages; what does not apply is null"
+create_time, failure, simulated, label, updated_pages, protected; what does not apply is null"
 
 
 def build(parser: ArgumentParser) -> None:
@@ -133,7 +133,11 @@ def _list(args: Namespace, out: Output) -> int:
             guest.owner,
             str(guest.vcpu_count),
             size(guest.memory_bytes),
-            guest.launch_digest.hex()[:16] + "…" if guest.launch_digest else "-",
+            "UNPROTECTED"
+            if guest.type == "plain"
+            else guest.launch_digest.hex()[:16] + "…"
+            if guest.launch_digest
+            else "-",
         )
         for guest in guests
     ]
@@ -143,11 +147,12 @@ def _list(args: Namespace, out: Output) -> int:
 
 
 def _show(args: Namespace, out: Output) -> int:
-    from sev.cli.connection import connected, mark_simulated
+    from sev.cli.connection import connected, mark_simulated, mark_unprotected
 
     with connected(args, out, mark=False) as host:
         guest = host.guest(args.guest_id)
     mark_simulated(out, guest.simulated)
+    mark_unprotected(out, guest.type)
     out.result(guest.document(), text(guest))
     return 0
 
@@ -160,6 +165,8 @@ def _watch(args: Namespace, out: Output) -> int:
         for guest in host.watch_guests(args.guest_id):
             more = f"  {guest.failure}" if guest.failure else ""
             facts = f"{guest.vcpu_count} vCPUs, {size(guest.memory_bytes)}, {guest.updated_pages} pages measured"
+            if guest.type == "plain":
+                facts = f"{facts}, UNPROTECTED"
             out.line(guest.document(), f"{guest.guest_id}  {guest.state:<9}  {guest.owner}  {facts}{more}")
             if args.guest_id and guest.state == "deleted":
                 break
@@ -215,7 +222,7 @@ def text(guest: Guest) -> str:
     return facts(
         (
             ("guest", guest.guest_id),
-            ("type", guest.type),
+            ("type", f"{guest.type} (UNPROTECTED)" if guest.type == "plain" else guest.type),
             ("state", guest.state),
             ("failure", guest.failure),
             ("owner", guest.owner),

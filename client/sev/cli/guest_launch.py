@@ -22,6 +22,10 @@ Needs no access to any device and no privilege but the daemon's permission.
 
 If the firmware measured something else than was predicted, the exit code is 3: what
 was launched is not what was asked for. The guest is kept and can be looked at.
+
+--type plain launches an ordinary VM, for machines without SEV: nothing protects it and
+nothing is measured, so options that only a protected guest has are refused. The daemon
+must admit such guests (guests.plain).
 """
 
 _EXIT_MISMATCH = 3
@@ -29,6 +33,11 @@ _EXIT_MISMATCH = 3
 FIRMWARE_LIMIT = 16 << 20
 KERNEL_LIMIT = 1 << 30
 ID_LIMIT = 64 << 10
+
+_PROTECTED_ONLY = (
+    "policy", "kernel", "initrd", "append", "host_data", "id_block", "id_auth", "vcek_disabled", "vcpu_type",
+)  # fmt: skip
+"""Options that say something about a measurement, or about protection."""
 
 _STEPS = {
     "create": "creating the guest",
@@ -43,7 +52,9 @@ def build(parser: ArgumentParser) -> None:
     from sev.cli.values import hex_bytes, integer, size
 
     parser.description = _ABOUT
-    parser.add_argument("--type", choices=("snp",), default="snp", help="technology; snp is the default")
+    parser.add_argument(
+        "--type", choices=("snp", "plain"), default="snp", help="technology (default snp); plain: none, unprotected"
+    )
     parser.add_argument("--firmware", required=True, metavar="FILE", help="OVMF image with SEV metadata; - for stdin")
     parser.add_argument("--vcpus", type=integer(1, 4096), default=1, metavar="N", help="number of vCPUs (default 1)")
     cpu = parser.add_mutually_exclusive_group()
@@ -71,6 +82,7 @@ def build(parser: ArgumentParser) -> None:
             "sev guest launch --firmware OVMF.amdsev.fd --kernel bzImage --initrd initrd.img --append console=ttyS0",
             "direct boot: kernel, initrd and command line are measured",
         ),
+        ("sev guest launch --type plain --firmware image.bin", "an ordinary VM, on any machine with KVM"),
         ("sev guest launch --firmware OVMF.fd --id-block id.bin --id-auth auth.bin", "with an ID block"),
         notes='JSON: {"guest_id", "type", "state", "launch_digest", "expected_digest"}.',
     )
@@ -85,6 +97,8 @@ def run(args: Namespace, out: Output) -> int:
     from sev.hosted import DEFAULT_POLICY
 
     firmware = read_file(args.firmware, "the firmware image", FIRMWARE_LIMIT)
+    if args.type == "plain":
+        return _plain(args, firmware, out)
     kernel = read_file(args.kernel, "the kernel", KERNEL_LIMIT) if args.kernel else None
     initrd = read_file(args.initrd, "the initrd", KERNEL_LIMIT) if args.initrd else None
     policy = SnpPolicy.parse(args.policy).raw if args.policy is not None else DEFAULT_POLICY
@@ -111,6 +125,36 @@ def run(args: Namespace, out: Output) -> int:
         )
     mark_simulated(out, launched.guest.simulated)
     return _print(launched, out)
+
+
+def _plain(args: Namespace, firmware: bytes | memoryview, out: Output) -> int:
+    """Launches a plain guest."""
+    from sev.cli.connection import connected, mark_simulated, mark_unprotected
+    from sev.errors import UsageError
+
+    for name in _PROTECTED_ONLY:
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option}: a plain guest has nothing of the kind: it is neither measured nor protected", field=option
+            )
+    with connected(args, out, mark=False) as host:
+        guest = host.launch_plain(
+            firmware,
+            args.vcpus,
+            memory_bytes=args.memory,
+            vcpu_signature=args.vcpu_sig or 0,
+            label=args.label,
+            progress=progress(out),
+        )
+    mark_simulated(out, guest.simulated)
+    mark_unprotected(out, guest.type)
+    from sev.cli.tables import facts
+
+    document = {"guest_id": guest.guest_id, "type": guest.type, "state": guest.state}
+    text = facts((("guest", guest.guest_id), ("type", guest.type), ("state", guest.state)))
+    out.result({**document, "launch_digest": None, "expected_digest": None}, text)
+    return 0
 
 
 def progress(out: Output) -> Progress:

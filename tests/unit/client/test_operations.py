@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sev import aio, client, errors, guest_operations, hosted, operations, running
+from sev import aio, client, errors, guest_operations, hosted, hosted_plain, operations, running
 from sev.calls import Call, Stream
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, simulator_pb2, snp_platform_pb2
 
@@ -41,7 +41,7 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "guest_key": (("guest-id",), {}),
 }
 
-_COMPOSED = ("launch_plan", "launch_snp")
+_COMPOSED = ("launch_plan", "launch_snp", "launch_plain")
 
 
 def _names(cls: type) -> list[str]:
@@ -75,11 +75,11 @@ def test_both_clients_offer_the_same() -> None:
 def test_every_operation_is_offered() -> None:
     public = {
         name
-        for module in (operations, guest_operations, hosted)
+        for module in (operations, guest_operations, hosted, hosted_plain)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert public - {"check_id_block", "memory_message", "new_guest_id"} == set(_names(client.Host))
+    assert public - {"abandon", "check_id_block", "memory_message", "new_guest_id"} == set(_names(client.Host))
 
 
 def test_every_method_of_the_api_is_called() -> None:
