@@ -11,6 +11,8 @@ import ctypes
 import errno
 import logging
 import os
+import struct
+import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -27,9 +29,10 @@ _TRANSFER_MAX = 1 << 30
 """Bytes of one system call; Linux stops below 2 GiB."""
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
+_SCRATCH_DATA = 64
+_SCRATCH_SIZE = _SCRATCH_DATA + 4096
+_IOVECS = struct.Struct("=QQQQ")
+"""struct iovec here, struct iovec there: address and length each."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv
@@ -37,13 +40,25 @@ _writev = _libc.process_vm_writev
 for _function in (_readv, _writev):
     _function.argtypes = [
         ctypes.c_int,
-        ctypes.POINTER(_Iovec),
+        ctypes.c_void_p,
         ctypes.c_ulong,
-        ctypes.POINTER(_Iovec),
+        ctypes.c_void_p,
         ctypes.c_ulong,
         ctypes.c_ulong,
     ]
     _function.restype = ctypes.c_ssize_t
+
+
+class _Scratch(threading.local):
+    """Memory of each thread at an address that is known: both vectors, and room for what is small."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_SCRATCH_SIZE))
+        self._first = ctypes.c_char.from_buffer(self.view)
+        self.address = ctypes.addressof(self._first)
+
+
+_scratch = _Scratch()
 
 
 class RemoteMemory(AddressSpace):
@@ -65,18 +80,32 @@ class RemoteMemory(AddressSpace):
         """
         if size <= 0:
             return b"" if not size else fail(errno.EFAULT)
+        scratch = _scratch
+        if size <= _SCRATCH_SIZE - _SCRATCH_DATA:
+            self._transfer(_readv, scratch.address + _SCRATCH_DATA, address, size)
+            return scratch.view[_SCRATCH_DATA : _SCRATCH_DATA + size].tobytes()
         buffer = bytearray(size)
-        self._transfer(_readv, buffer, address)
+        first = ctypes.c_char.from_buffer(buffer)  # keeps the bytes where they are
+        self._transfer(_readv, ctypes.addressof(first), address, size)
         return bytes(buffer)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copies data in; what lies before an address that cannot be written is written.
+        """Copies data in; what lies before an address that cannot be written may be written.
 
         Raises:
             OSError: As `read`.
         """
-        if len(data):
-            self._transfer(_writev, data if isinstance(data, bytearray) else bytearray(data), address)
+        size = len(data)
+        if not size:
+            return
+        scratch = _scratch
+        if size <= _SCRATCH_SIZE - _SCRATCH_DATA:
+            scratch.view[_SCRATCH_DATA : _SCRATCH_DATA + size] = data
+            self._transfer(_writev, scratch.address + _SCRATCH_DATA, address, size)
+            return
+        buffer = data if isinstance(data, bytearray) else bytearray(data)
+        first = ctypes.c_char.from_buffer(buffer)
+        self._transfer(_writev, ctypes.addressof(first), address, size)
 
     def view(self, address: int, size: int) -> memoryview:
         """A copy of the bytes, not to be written. Raises OSError as `read`."""
@@ -98,15 +127,10 @@ class RemoteMemory(AddressSpace):
 
     def fill(self, address: int, target: memoryview) -> int:
         """Copies into `target` what can be read from this address on; how many bytes that was, 0 if none."""
-        place = ctypes.addressof(ctypes.c_char.from_buffer(target)) if len(target) else 0
-        done = 0
-        while done < len(target) and 0 <= address < 1 << 64:
-            length = min(len(target) - done, _TRANSFER_MAX)
-            count = _readv(self.pid, _Iovec(place + done, length), 1, _Iovec(address + done, length), 1, 0)
-            if count <= 0:
-                break
-            done += count
-        return done
+        if not len(target):
+            return 0
+        first = ctypes.c_char.from_buffer(target)
+        return self._copy(_readv, ctypes.addressof(first), address, len(target))
 
     def place(self, data: bytes | bytearray | memoryview) -> NoReturn:
         """Nothing can be placed in another process. Raises OSError(EOPNOTSUPP)."""
@@ -121,19 +145,24 @@ class RemoteMemory(AddressSpace):
     def clear(self) -> None:
         """The process's memory is its own."""
 
-    def _transfer(self, function: Callable[..., int], buffer: bytearray, address: int) -> None:
-        size = len(buffer)
-        if not 0 <= address <= (1 << 64) - size:
-            fail(errno.EFAULT)
-        first = ctypes.c_char.from_buffer(buffer)  # keeps the bytes where they are
-        here = ctypes.addressof(first)
+    def _transfer(self, function: Callable[..., int], here: int, address: int, size: int) -> None:
+        if self._copy(function, here, address, size) < size:
+            self._failed(ctypes.get_errno())
+
+    def _copy(self, function: Callable[..., int], here: int, address: int, size: int) -> int:
+        """How many of the bytes were copied; where not all, errno tells why (EFAULT where none does)."""
+        ctypes.set_errno(0)
+        scratch = _scratch
+        vectors = scratch.address
         done = 0
-        while done < size:
+        while done < size and address >= 0 and address + size <= 1 << 64:
             length = min(size - done, _TRANSFER_MAX)
-            count = function(self.pid, _Iovec(here + done, length), 1, _Iovec(address + done, length), 1, 0)
+            _IOVECS.pack_into(scratch.view, 0, here + done, length, address + done, length)
+            count = function(self.pid, vectors, 1, vectors + 16, 1, 0)
             if count <= 0:
-                self._failed(ctypes.get_errno() if count < 0 else errno.EFAULT)
+                break
             done += count
+        return done
 
     def _failed(self, number: int) -> NoReturn:
         if number in (errno.EPERM, errno.ENOSYS):

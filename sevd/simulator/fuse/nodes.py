@@ -13,15 +13,14 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from sev.records import record
 from sevd.simulator.errnos import fail
 
 _inodes = itertools.count(2)
 
 
-@record
-class Caller:
+class Caller(NamedTuple):
     """Who asks.
 
     Attributes:
