@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from sev.client import Host
 
 UNPROTECTED = "UNPROTECTED: a plain guest is an ordinary VM; its host can read and change all of it."
-    "UNPROTECTED: a plain guest is an ordinary VM; nothing was measured, its host can read and change all of it."
-)
 
 SIMULATED = "SIMULATED: this host is a simulation; nothing here protects anything."
 """The mark, on stderr."""
