@@ -251,3 +251,12 @@ def open_all(folder: Path) -> None:
     for path in (folder, *folder.parents[:3]):
         if path.name.startswith(("pytest-", "test_")) or path == folder:
             path.chmod(0o755)
+
+
+def test_an_errno_that_has_no_name_arrives_too(probe: Path, tmp_path: Path) -> None:
+    """ENOTSUPP, 524: what the driver answers to GET_ID on firmware older than API 0.16."""
+    with device_files(tmp_path, "--firmware-version", "0.14.11", product="naples", new_chip=True) as host:
+        for cmd in (abi.GET_ID, abi.GET_ID2):
+            got = answer(run(probe, host.sev, cmd))
+            assert (got.errno, got.error) == (abi.ENOTSUPP, MARK)
+        assert (host.devices / "parameters" / "sev_snp").read_text() == "N\n"

@@ -66,10 +66,18 @@ def mounted(folder: Path) -> list[str]:
 
 
 @contextmanager
-def device_files(folder: Path, *options: str, product: str = "genoa") -> Iterator[DeviceFiles]:
-    """Serves a simulated host's files; skips where there is no FUSE. Fails if something is left mounted."""
+def device_files(folder: Path, *options: str, product: str = "genoa", new_chip: bool = False) -> Iterator[DeviceFiles]:
+    """Serves a simulated host's files; skips where there is no FUSE. Fails if something is left mounted.
+
+    Args:
+        folder: An empty folder, or that of an earlier one, whose chip is used then.
+        options: Of sevd-simulator.
+        product: Processor line.
+        new_chip: Make one with its own keys, which takes seconds; older firmware than the newest needs it.
+    """
     need_fuse()
-    prepare(folder, product)
+    if not new_chip:
+        prepare(folder, product)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             command(folder, *options, product=product), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT
