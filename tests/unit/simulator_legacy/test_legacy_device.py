@@ -426,6 +426,10 @@ def test_the_file_of_init_ex(boot: Boot, tmp_path: Path) -> None:
         before = path.read_bytes()
         assert issue(process, fd, command)[:2] == (0, 0)
         assert path.read_bytes() != before
+    assert issue(process, fd, abi.FACTORY_RESET)[:2] == (0, 0)
+    assert set(path.read_bytes()) == {0xFF}
+    assert issue(process, fd, abi.PDH_GEN)[:2] == (0, 0)
+    assert path.read_bytes()[:4] != b"\xff" * 4
     path.write_bytes(saved)
     host = boot(init_ex_path=path)
     assert chain() == first
