@@ -31,7 +31,10 @@ def look(args: Namespace) -> GuestCheck:
             answer = platform.report(ReportRequest(os.urandom(64)))
         return f"{platform.name} answered with a report of VMPL {answer.vmpl} that repeats what was sent"
 
-    return check_guest(reader, device=device, tsm=tsm, request=ask if args.attempt else None)
+    def probe() -> None:
+        sev_guest.SevGuestDevice(device, vmpl=0).close()
+
+    return check_guest(reader, device=device, tsm=tsm, probe=probe, request=ask if args.attempt else None)
 
 
 def text(checked: GuestCheck, *, everything: bool) -> str:

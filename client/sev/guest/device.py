@@ -50,7 +50,7 @@ class SevGuestDevice:
         long_key_requests: The kernel takes key requests of 40 bytes and sends them whole, which Linux does not.
 
     Raises:
-        DeviceMissing: There is no such device.
+        DeviceMissing: There is no such device, or it is another kind of file.
         NotPermitted: This user may not open it.
     """
 
@@ -80,6 +80,11 @@ class SevGuestDevice:
             self._fd: int | None = kernel.open(path, os.O_RDONLY)
         except OSError as error:
             raise refusals.cannot_open(path, error) from None
+        try:
+            self._recognise()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> SevGuestDevice:
         return self
@@ -153,6 +158,28 @@ class SevGuestDevice:
             )
         return key
 
+    def _recognise(self) -> None:
+        """Asks what no other file answers like the driver: message version 0 is EINVAL, and nothing is sent.
+
+        Raises:
+            DeviceMissing: It is another kind of file, or its guest is gone.
+        """
+        with self._placed(bytearray(abi.IOCTL_SIZE)) as argument:
+            number = 0
+            try:
+                self._kernel.ioctl(self._descriptor(), abi.SNP_GET_REPORT, argument)
+            except OSError as error:
+                number = error.errno or errno.EIO
+        if number in (errno.ENODEV, errno.ENXIO):
+            raise refusals.cannot_open(self.path, OSError(number, os.strerror(number)))
+        if number != errno.EINVAL:
+            raise refusals.another_file(self.path)
+
+    def _descriptor(self) -> int:
+        if self._fd is None:
+            raise InternalError(f"{self.path}: the device was closed before")
+        return self._fd
+
     def _key(self, request: KeyRequest, vector: int | None) -> bytes:
         vmpl = self.vmpl if request.vmpl is None else request.vmpl
         select = request.fields | (KEY_FIELDS["launch_mit_vector"] if vector is not None else 0)
@@ -207,13 +234,12 @@ class SevGuestDevice:
         response = bytearray(response_size)
         name = abi.command_name(command)
         with self._lock, self._placed(data) as asked, self._placed(response) as answered:
-            if self._fd is None:
-                raise InternalError(f"{name}: the device was closed before")
+            fd = self._descriptor()
             # exitinfo2 is written back only where it is not zero.
             envelope = bytearray(abi.GuestRequestIoctl(version, asked, answered).encode())
             with self._placed(envelope) as argument:
                 try:
-                    self._kernel.ioctl(self._fd, command, argument)
+                    self._kernel.ioctl(fd, command, argument)
                     number = 0
                 except OSError as error:
                     number = error.errno or errno.EIO

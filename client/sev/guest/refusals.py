@@ -1,7 +1,7 @@
 """What the answers of /dev/sev-guest mean: errno, exitinfo2 and the status in the response, as errors.
 
 errno       exitinfo2                   meaning                                              error
-ENOTTY      0                           no key: wiped, or none; or another kind of file      ChannelDisabled
+ENOTTY      0                           no key: wiped, or none                               ChannelDisabled
 EIO         0                           sequence numbers used up                             ChannelDisabled
 EIO         host's half 1               certificate buffer too small, length written back    TooSmall
 EIO         host's half 2               throttled                                            tried again
@@ -59,6 +59,11 @@ def cannot_open(path: str, error: OSError) -> SevError:
     return KernelError(error.errno or errno.EIO, message=f"{path} cannot be opened: {why}", remedy=NO_GUEST)
 
 
+def another_file(path: str) -> SevError:
+    """The error for a file that does not answer as the device does."""
+    return DeviceMissing(f"{path}: this is no sev-guest device", remedy=NO_GUEST, errno=errno.ENOTTY)
+
+
 def of_ioctl(name: str, path: str, number: int, info: abi.GuestRequestIoctl) -> SevError:
     """The error for an ioctl that failed, or succeeded and left an error behind.
 
@@ -93,7 +98,7 @@ def of_ioctl(name: str, path: str, number: int, info: abi.GuestRequestIoctl) -> 
     if number == errno.ENOTTY:
         return ChannelDisabled(
             f"{name}: {path} takes no guest requests: the kernel's key for them (VMPCK) was wiped after an earlier "
-            "failure or is not there, or this is another kind of file",
+            "failure, or is not there",
             errno=number,
             command=name,
         )

@@ -157,6 +157,16 @@ def test_a_register_that_cannot_be_read_decides_nothing() -> None:
     assert "modprobe msr" in results["status.readable"].remedy
 
 
+def test_a_device_that_is_another_file() -> None:
+    def probe() -> None:
+        raise DeviceMissing("this is no sev-guest device")
+
+    checked = check_guest(SNP, provider=lambda: "tdx_guest", probe=probe)
+    assert not checked.able
+    results = {check.id: check for check in checked.checks}
+    assert results["device.sev-guest"].reason == "this is no sev-guest device"
+
+
 def test_a_request_that_is_really_made() -> None:
     checked = check_guest(SNP, provider=lambda: "sev_guest", request=lambda: "it came")
     assert checked.checks[-1].id == "request.report"

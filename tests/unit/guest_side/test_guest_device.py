@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -236,6 +237,28 @@ def test_a_device_that_does_not_open(number: int, kind: type[SevError]) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOTTY, "no sev-guest device"), (0, "no sev-guest device"), (errno.ENODEV, "No such device")],
+)
+def test_another_kind_of_file(number: int, words: str) -> None:
+    class Other(File):
+        def ioctl(self, process: Process, request: int, argument: int) -> int:
+            return fail(number) if number else 0
+
+    kernel = Process({PATH: lambda _flags: Other()})
+    with pytest.raises(DeviceMissing, match=words):
+        SevGuestDevice(kernel=kernel)
+    assert kernel.descriptors() == []
+
+
+def test_directories_and_files_are_no_devices(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    for path in (tmp_path, tmp_path / "file", Path("/dev/null")):
+        with pytest.raises(DeviceMissing, match="no sev-guest device"):
+            SevGuestDevice(str(path))
+
+
 def test_closing_gives_everything_back(driver: Driver) -> None:
     kernel = Process({PATH: driver.open})
     device = SevGuestDevice(kernel=kernel)
@@ -292,6 +315,8 @@ class Scripted(File):
         self.asked = 0
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
+        if not process.memory.read(argument, 1)[0]:
+            fail(errno.EINVAL)  # as the driver greets those who only want to know what it is
         self.asked += 1
         step = self.steps[0] if len(self.steps) == 1 else self.steps.pop(0)
         return step(process, argument)
@@ -329,7 +354,7 @@ def scripted(patience: Patience | None, *steps: Callable[[Process, int], int], l
 NO_CALL = abi.EXITINFO2_NO_FW_CALL
 REFUSALS = {
     "wiped": (errno.ENOTTY, None, ChannelDisabled),
-    "another-file": (errno.ENOTTY, 0xFF, ChannelDisabled),
+    "unknown-ioctl": (errno.ENOTTY, 0xFF, ChannelDisabled),
     "numbers-used-up": (errno.EIO, None, ChannelDisabled),
     "not-reached": (errno.EIO, NO_CALL, HostRefused),
     "not-reached-and-no-errno": (0, NO_CALL, HostRefused),
