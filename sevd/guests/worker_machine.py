@@ -112,9 +112,11 @@ class WorkerMachine:
     Args:
         worker: The process.
         folder: A folder of its own, which need not be there yet.
+        created: Called when it was created, or could not be.
     """
 
-    def __init__(self, worker: Worker, folder: Path) -> None:
+    def __init__(self, worker: Worker, folder: Path, created: Callable[[], None] = lambda: None) -> None:
+        self._created = created
         self._worker = worker
         self._folder = folder
         self._memory: SharedMemory | None = None
@@ -147,6 +149,8 @@ class WorkerMachine:
         except BaseException:
             self.close()
             raise
+        finally:
+            self._created()
 
     def adopt(self) -> None:
         """Takes the machine of a worker over that has its guest already. Raises SevError."""

@@ -63,16 +63,16 @@ class Workers:
         self._closed = False
 
     def make(self) -> GuestMachine:
-        """A machine to be created: the worker that was kept ready, or else a new one; and the next is made ready.
+        """A machine to be created, in the worker that was kept ready, or else in a new one.
+
+        Once it is created, the next worker is made ready: not before, since that would slow this one down.
 
         Raises:
             RefusedError: It does not start.
         """
         with self._lock:
             spare, self._spare = self._spare, None
-        worker = self._ready(spare)
-        self.prepare()
-        return WorkerMachine(worker, self._folder / secrets.token_hex(8))
+        return WorkerMachine(self._ready(spare), self._folder / secrets.token_hex(8), self.prepare)
 
     def prepare(self) -> None:
         """Starts a worker in the background, for the next guest: an interpreter's start is most of a creation."""
@@ -108,26 +108,14 @@ class Workers:
             future.set_exception(error)
 
     def _ready(self, spare: Future[Worker] | None) -> Worker:
-        if spare is not None and spare.done():
+        if spare is not None:
             with contextlib.suppress(SevError):
-                worker = spare.result()
+                worker = spare.result()  # one that is on its way is there before one that is started now
                 if not worker.ended(0):
                     return worker
                 log.warning("the worker that was kept ready is gone: %s", worker.reason())
                 worker.close()
-        elif spare is not None:
-            spare.add_done_callback(self._keep)  # somebody else's, later
         return self._start()
-
-    def _keep(self, spare: Future[Worker]) -> None:
-        """A worker that became ready too late for whom it was started."""
-        if spare.exception() is not None:
-            return
-        with self._lock:
-            if not self._closed and self._spare is None:
-                self._spare = spare
-                return
-        _dismiss(spare.result())
 
     def _start(self) -> Worker:
         """A new worker, ready for its guest."""
