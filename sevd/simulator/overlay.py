@@ -200,17 +200,18 @@ class _Device(_File):
         except OSError:
             self.kernel.control.close_descriptor(result)
             raise
-        return self.kernel.install(result, _Vm(self.kernel, result, real, sev=argument != kvm.VM_TYPE_DEFAULT))
+        return self.kernel.install(result, _Vm(self, result, real, sev=argument != kvm.VM_TYPE_DEFAULT))
 
 
 class _Vm(_File):
     """A VM. The real one's memory goes when its last descriptor, vCPUs' included, is closed."""
 
-    def __init__(self, kernel: OverlayKernel, fd: int, real: int, *, sev: bool) -> None:
-        super().__init__(kernel, fd, real)
+    def __init__(self, device: _Device, fd: int, real: int, *, sev: bool) -> None:
+        super().__init__(device.kernel, fd, real)
+        self.device = device.real
         self.sev = sev
         self.runs = not sev
-        self._memory = OverlayMemory(kernel.linux, real) if real >= 0 else None
+        self._memory = OverlayMemory(self.kernel.linux, real) if real >= 0 else None
         self._vcpus: list[_Vcpu] = []
         self._references = 1
 
@@ -313,7 +314,7 @@ class _Vcpu(_File):
             return self.kernel.linux.ioctl(self.real, request, argument)
         result = super().ioctl(request, argument)
         if request == kvm.KVM_SET_CPUID2:
-            self.kernel.linux.ioctl(self.real, request, argument)
+            overlay_state.set_cpuid(self.kernel.linux, self._vm.device, self.real, argument)
         return result
 
     def start_as_measured(self) -> None:

@@ -6,12 +6,13 @@ EFER.SVME stays out. The local APIC is in no save area, and stays as the real KV
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sev.abi import kvm, kvm_vcpu, vmsa
-from sev.abi.kvm_vcpu import DebugRegs, DescriptorTable, Fpu, MsrEntry, Regs, Segment, Sregs
+from sev.abi.kvm_vcpu import CpuidEntry, DebugRegs, DescriptorTable, Fpu, MsrEntry, Regs, Segment, Sregs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ MSRS = {
 }
 """Where the registers of a save area are MSRs."""
 
+_FEATURES = frozenset({0x1, 0x7, 0x80000001})
+_OWN = frozenset({0xD, 0x80000008})
+"""Leaves that KVM compares with the processor: extended state, address widths."""
+
 _X87_DP, _X87, _XMM = slice(0x400, 0x408), 0x420, slice(0x470, 0x570)
 _APIC_BASE = Sregs.offsets()["apic_base"][0]
 
@@ -60,6 +65,55 @@ def apply(kernel: LinuxKernel, fd: int, page: bytes) -> None:
         value = _number(registers, name)
         if (value or name == "g_pat") and not _put_msr(kernel, fd, MsrEntry(index, value)):
             log.warning("the real vCPU does not take %s (MSR 0x%x) as it was measured", name, index)
+
+
+def set_cpuid(kernel: LinuxKernel, device: int, fd: int, argument: int) -> None:
+    """KVM_SET_CPUID2 of a real vCPU with what the simulated one was given, as far as this processor can do it.
+
+    Args:
+        kernel: The real kernel.
+        device: /dev/kvm.
+        fd: The vCPU.
+        argument: Address of the struct kvm_cpuid2.
+
+    Raises:
+        OSError: KVM does not take it.
+    """
+    try:
+        kernel.ioctl(fd, kvm.KVM_SET_CPUID2, argument)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        (count,) = struct.unpack("<I", kernel.memory.read(argument, 4))
+        wanted = kvm_vcpu.decode_cpuid(kernel.memory.read(argument, 8 + count * kvm_vcpu.CPUID_ENTRY_SIZE))
+        room = kvm_vcpu.empty_cpuid()
+        address = kernel.memory.place(room)
+        try:
+            kernel.ioctl(device, kvm.KVM_GET_SUPPORTED_CPUID, address)
+        finally:
+            kernel.memory.release(address)
+        log.warning("this processor has not all features of the simulated one: the guest gets those that it has")
+        put(kernel, fd, kvm.KVM_SET_CPUID2, kvm_vcpu.encode_list(common(wanted, kvm_vcpu.decode_cpuid(room))))
+
+
+def common(wanted: Sequence[CpuidEntry], offered: Sequence[CpuidEntry]) -> list[CpuidEntry]:
+    """The leaves that are wanted, with no more than what is offered in those that list features."""
+    there = {(entry.function, entry.subleaf): entry for entry in offered}
+    out = []
+    for entry in wanted:
+        other = there.get((entry.function, entry.subleaf))
+        if other is not None and entry.function in _FEATURES:
+            entry = entry._replace(  # noqa: PLW2901 - the same leaf
+                ebx=entry.ebx & other.ebx if entry.function == 7 else entry.ebx,
+                ecx=entry.ecx & other.ecx,
+                edx=entry.edx & other.edx,
+            )
+        elif other is not None and entry.function in _OWN:
+            entry = other  # noqa: PLW2901 - the same leaf
+        elif other is None and entry.function in _FEATURES | _OWN:
+            continue
+        out.append(entry)
+    return out
 
 
 def sregs(registers: Registers, apic_base: int) -> Sregs:
