@@ -131,8 +131,8 @@ def test_without_kvm_the_reason_arrives(tmp_path: Path) -> None:
 def test_rounds_leave_descriptors_processes_and_memory_where_they_were(tmp_path: Path) -> None:
     with workers(tmp_path) as made:
         machine(made).close()
-        made.make().close()  # settles which worker is kept ready
-        time.sleep(0.3)
+        assert made._spare is not None
+        made._spare.result(10)
 
         def count() -> tuple[list[str], int, int]:
             gc.collect()
