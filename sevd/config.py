@@ -208,7 +208,8 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
     """The settings with every path chosen.
 
     As root: /run/sevd/{sevd,monitor,admin,fd}.sock and /var/lib/sevd; otherwise the user's runtime and state
-    directories (XDG_RUNTIME_DIR, XDG_STATE_HOME). One `socket` given alone stays alone.
+    directories (XDG_RUNTIME_DIR, XDG_STATE_HOME). One `socket` given alone stays alone. A device that a simulator
+    serves means that simulator.
     """
     home = Path(environ.get("HOME") or "/nonexistent")
     state = Path("/var/lib/sevd") if uid == 0 else Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "sevd"
@@ -224,6 +225,8 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
         out = replace(out, fd_socket=beside.with_name("fd.sock"))
     if out.state_dir is None:
         out = replace(out, state_dir=state)
+    if out.simulator is None and not out.simulate:
+        out = replace(out, simulator=simulator_of(out.sev_device))
     if out.certificate_table is None:
         assert out.state_dir is not None
         # A simulated host's certificates must never lie where VMMs of the real one look for theirs.
@@ -231,6 +234,22 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
         table = run / "certs.bin" if real else out.state_dir / "certs.bin"
         out = replace(out, certificate_table=table)
     return out
+
+
+def simulator_of(device: Path) -> Path | None:
+    """The directory of the simulator that serves a SEV device; None for any other device.
+
+    A simulator's device named as if it were a real one must not make its host pass for real.
+    """
+    import json
+
+    try:
+        with (device.parent / "platform.json").open("rb") as file:
+            found = json.loads(file.read(CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    simulated = isinstance(found, dict) and found.get("simulated") is True
+    return device.parent if simulated and device.name == "sev" else None
 
 
 def changed(before: Settings, after: Settings) -> tuple[list[str], list[str]]:

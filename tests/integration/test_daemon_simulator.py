@@ -87,6 +87,21 @@ def test_a_guest_is_launched_measured_and_attested(service: Service, files: Devi
         assert not os.path.exists(files.devices / "sev-guest" / guest.guest_id)
 
 
+def test_a_simulator_s_device_does_not_pass_for_a_real_one(tmp_path: Path, files: DeviceFiles) -> None:
+    folder = tmp_path / "by-device"
+    folder.mkdir()
+    service = Service(folder, "--device", str(files.sev))
+    service.start()
+    try:
+        with service.connect() as host:
+            assert host.host().simulated
+            launched = host.launch_snp(FIRMWARE, 1)
+            assert launched.guest.simulated
+            assert launched.as_expected
+    finally:
+        service.end()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_guests_outlive_the_daemon_in_the_middle_of_a_launch(service: Service, files: DeviceFiles, number: int) -> None:
     with service.connect() as host:
