@@ -227,6 +227,8 @@ def default_of(setting: config.Setting) -> str:
     value = getattr(config.Settings(), setting.attribute)
     if value is None:
         return "see below" if setting.kind == "path" else "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{one}"' for one in value) + "]"
     return str(value) if isinstance(value, int) else f'"{value}"'
@@ -234,7 +236,7 @@ def default_of(setting: config.Setting) -> str:
 
 def range_of(setting: config.Setting) -> str:
     if setting.kind != "number":
-        return ", ".join(f'"{word}"' for word in setting.words) or {"path": "path", "texts": "list"}.get(
+        return ", ".join(f'"{word}"' for word in setting.words) or {"path": "path", "texts": "list", "switch": "true, false"}.get(
             setting.kind, "text"
         )
     most = "" if setting.most == 1 << 62 else f" to {setting.most}"
