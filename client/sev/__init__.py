@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sev import abi, aio, attestation, certs, errors, launch, measurement, products, status
+    from sev import abi, aio, attestation, certs, errors, guest, launch, measurement, products, status
     from sev.abi.policy import SnpPolicy
     from sev.abi.tcb import TcbVersion
     from sev.client import connect
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("abi", "aio", "attestation", "certs", "errors", "launch", "measurement", "products", "status")
+_MODULES = ("abi", "aio", "attestation", "certs", "errors", "guest", "launch", "measurement", "products", "status")
 _NAMES = {
     "SevError": "sev.errors",
     "SnpPolicy": "sev.abi.policy",
@@ -25,6 +25,7 @@ _NAMES = {
 
 __all__ = [
     "SevError", "SnpPolicy", "TcbVersion", "__version__", "abi", "aio", "attestation", "certs", "connect", "errors",
+    "guest",
     "launch", "measurement", "products", "status",
 ]  # fmt: skip
 

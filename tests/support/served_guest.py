@@ -80,7 +80,9 @@ class ServedGuest:
 
 
 @contextmanager
-def served_guest(folder: Path, product: str = "genoa", *, svsm: bool = False) -> Iterator[ServedGuest]:
+def served_guest(
+    folder: Path, product: str = "genoa", *, svsm: bool = False, options: Options | None = None
+) -> Iterator[ServedGuest]:
     """Serves a guest; skips where there is no FUSE. Nothing stays mounted."""
     need_fuse()
     shutil.copytree(template(product), folder / "state")
@@ -88,7 +90,7 @@ def served_guest(folder: Path, product: str = "genoa", *, svsm: bool = False) ->
     devices = GuestDevices.of(simulator)
     devices.svsm = svsm
     devices.patience = Patience(delay=0.01, limit=0.2)
-    with DeviceDirectory(folder / "dev") as directory, ServedHost(simulator, directory, Options()) as host:
+    with DeviceDirectory(folder / "dev") as directory, ServedHost(simulator, directory, options or Options()) as host:
         host.start()
         with running_guest(simulator, GUEST):
             yield ServedGuest(simulator, folder / "dev")

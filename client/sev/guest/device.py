@@ -12,7 +12,6 @@ Source: include/uapi/linux/sev-guest.h; drivers/virt/coco/sev-guest.
 from __future__ import annotations
 
 import errno
-import hmac
 import mmap
 import os
 import threading
@@ -149,8 +148,10 @@ class SevGuestDevice:
                 field="launch_mit_vector",
             )
         key = self._key(request, vector)
+        from hmac import compare_digest
+
         # A kernel that copies 32 bytes only would have sent no vector, and nothing would tell.
-        if vector and hmac.compare_digest(self._key(request, 0), key):
+        if vector and compare_digest(self._key(request, 0), key):
             raise NotOffered(
                 "the launch mitigation vector did not reach the firmware: the key is the same without it",
                 remedy="Leave the vector out; this kernel does not carry it.",

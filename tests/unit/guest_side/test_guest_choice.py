@@ -100,8 +100,17 @@ def test_a_choice_that_is_made(nothing: Path, driver: Driver) -> None:
 )
 def test_the_level_of_the_kernel(tmp_path: Path, text: bytes, level: int) -> None:
     (tmp_path / "vmpl").write_bytes(text)
-    assert own_level(str(tmp_path / "vmpl")) == level
-    assert own_level(str(tmp_path / "none")) == 0
+    none = str(tmp_path / "none")
+    assert own_level(str(tmp_path / "vmpl"), none) == level
+    assert own_level(none, str(tmp_path / "vmpl")) == level
+    assert own_level(none, none) == 0
+
+
+def test_a_driver_with_another_key_than_the_kernels_level(tmp_path: Path) -> None:
+    (tmp_path / "vmpl").write_bytes(b"1\n")
+    for vmpck, level in ((b"-1\n", 1), (b"0\n", 1), (b"3\n", 3)):
+        (tmp_path / "vmpck").write_bytes(vmpck)
+        assert own_level(str(tmp_path / "vmpl"), str(tmp_path / "vmpck")) == level
 
 
 def test_patience_without_any(time: FakeTime) -> None:
