@@ -38,7 +38,7 @@ EXIT_CODES = (
     (1, "unexpected failure: a bug"),
     (2, "usage: unknown option, bad value, unreadable file, confirmation missing"),
     (3, "verification: no"),
-    (4, "appraisal: genuine, but not what the policy asks for"),
+    (4, "appraisal: genuine, but not what the policy asks for; check: not able"),
     (5, "cannot decide: certificates or revocation lists missing or unusable"),
     (6, "refused by firmware or kernel, or the device is absent"),
     (7, "not permitted for this caller"),
