@@ -139,23 +139,22 @@ def _run(args: argparse.Namespace) -> int:
 class _Signals:
     """Requests to stop, from wherever they come.
 
-    Before `hold` they end what is under way; after it, `wait` answers them.
+    Before `hold` they end what is under way; after it, `wait` answers them. The number of each signal goes into a pipe
+    when it arrives (signal.set_wakeup_fd): its handler alone runs too late for a thread that is just about to wait.
     """
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self._reading, True)
+        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._held = False
-        self._name: str | None = None
 
     def arrived(self, number: int, frame: object) -> None:
         """The handler of the signals."""
-        del frame
-        self._name = signal.Signals(number).name
+        del number, frame
         if not self._held:
             self._held = True
             raise _Stopped
-        self.wake()
 
     def hold(self) -> None:
         """From now on a signal interrupts nothing."""
@@ -168,11 +167,12 @@ class _Signals:
 
     def wait(self) -> str | None:
         """Waits; the name of the signal, or None where something else woke it."""
-        os.read(self._reading, 1)
-        return self._name
+        number = os.read(self._reading, 1)[0]
+        return signal.Signals(number).name if number else None
 
     def close(self) -> None:
         """Closes its pipe."""
+        signal.set_wakeup_fd(self._before)
         os.close(self._reading)
         os.close(self._writing)
 
@@ -184,6 +184,7 @@ def _signals() -> Iterator[_Signals]:
     try:
         yield signals
     finally:
+        signals.hold()
         for number, handler in before.items():
             signal.signal(number, handler)
         signals.close()
