@@ -179,6 +179,8 @@ def test_pem_and_rubbish_in_the_hosts_table(it: ServedGuest, tmp_path: Path, mon
     assert "left out" in done.err
     monkeypatch.setattr(guest_nodes, "certificate_table", lambda _endorsements: b"\xff" * 500)
     attest("certificates", "--device", it.device, "--out", tmp_path / "more", code=9)
+    attest("report", "--tsm", it.tsm, "--out", tmp_path / "r", "--certs-out", tmp_path / "more", code=9)
+    assert len((tmp_path / "r").read_bytes()) == 1184
 
 
 def test_keys(it: ServedGuest, tmp_path: Path) -> None:

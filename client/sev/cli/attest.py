@@ -172,6 +172,7 @@ def _report(args: Namespace, out: Output) -> int:
     needs_device = args.signing_key != "any" or args.message_version != 1
     with options.opened(args, out, needs_device=needs_device, needs_tsm=service is not None) as platform:
         answer = platform.report(request)
+    out.write_file(args.out, answer.report)  # first: whatever the host put into its table, the report is there
     written = None
     if args.certs_out is not None:
         written = options.write_certificates(out, args.certs_out, answer.certificate_table or b"", der=False)
@@ -179,7 +180,6 @@ def _report(args: Namespace, out: Output) -> int:
         out.write_file(args.cert_table, answer.certificate_table or b"")
     if args.manifest_out is not None:
         out.write_file(args.manifest_out, answer.manifest or b"")
-    out.write_file(args.out, answer.report)
     if args.out == "-":
         return 0
     document = {
