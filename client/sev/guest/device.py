@@ -245,7 +245,7 @@ class SevGuestDevice:
                 except OSError as error:
                     number = error.errno or errno.EIO
             info = abi.GuestRequestIoctl.decode(envelope)
-        if number or info.exitinfo2:
+        if number or info.exitinfo2 not in (0, abi.EXITINFO2_UNSET):
             raise refusals.of_ioctl(name, self.path, number, info)
         return bytes(response)
 

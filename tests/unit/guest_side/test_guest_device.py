@@ -467,6 +467,15 @@ def test_answers_to_other_questions(name: str, response: bytearray) -> None:
         device.report(ReportRequest(NONCE))
 
 
+def test_a_success_that_leaves_the_drivers_own_mark_behind(response: bytearray) -> None:
+    def step(process: Process, argument: int) -> int:
+        answers(bytes(response))(process, argument)
+        return refuses(0, abi.EXITINFO2_UNSET)(process, argument)
+
+    with scripted(None, step) as device:
+        assert device.report(ReportRequest(NONCE)).report_data == NONCE
+
+
 def test_a_canned_report_is_noticed(response: bytearray) -> None:
     with scripted(None, answers(bytes(response))) as device, pytest.raises(AnswerMismatch, match="report_data"):
         device.report(ReportRequest(os.urandom(64)))
