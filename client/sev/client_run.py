@@ -8,9 +8,9 @@ print(run.state)
 
 from __future__ import annotations
 
-from contextlib import suppress
-from queue import SimpleQueue
-from threading import Timer
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,24 +25,34 @@ if TYPE_CHECKING:
     from sev.errors import SevError
     from sev.running import GuestExit, RunState
 
+WAIT_SECONDS = 0.2
+"""How long a wait may go on without a look at signals."""
+
 
 class GuestRun:
     """One run: an iterator of exits, which ends when the guest has stopped or is paused by somebody else.
 
     Leaving it (`close`, or the end of the block) pauses the guest; exits that were not completed come again first on
-    the next run. Not for several threads at once.
+    the next run. Not for several threads at once. Ctrl-C may come at any moment: the stream is read by a thread of its
+    own, since gRPC does not survive an exception in the middle of a read; the daemon sends no more than what the
+    vCPUs may be ahead. A program that wants Ctrl-C to end the iteration at a safe point, and nowhere else, has its
+    signal handler call `interrupt`.
 
     Raises (while iterating):
         SevError: The guest was deleted or lost, or the daemon has ended.
     """
 
-    def __init__(self, talk: Conversation, dial: Callable[[Any], Any], lost: Callable[[grpc.RpcError], SevError]):
+    def __init__(
+        self, talk: Conversation, dial: Callable[[Any], Any], lost: Callable[[grpc.RpcError], SevError]
+    ) -> None:
         self._talk = talk
         self._lost = lost
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
+        self._answers: SimpleQueue[bytes | grpc.RpcError | KeyboardInterrupt | None] = SimpleQueue()
         self._requests.put(talk.first())
         self._call = dial(iter(self._requests.get, None))
         self._ended = False
+        Thread(target=self._read, name="sev-run", daemon=True).start()
 
     @property
     def state(self) -> RunState | None:
@@ -51,7 +61,13 @@ class GuestRun:
 
     def begin(self) -> None:
         """Waits until the guest runs. Raises grpc.RpcError where it is refused."""
-        self._talk.receive(next(self._call))
+        answer = self._next_answer()
+        if isinstance(answer, bytes):
+            self._talk.receive(answer)
+            return
+        self._end()
+        if answer is not None:
+            raise answer
 
     def __iter__(self) -> Self:
         return self
@@ -61,8 +77,20 @@ class GuestRun:
             if self._ended:
                 raise StopIteration
             self._send(self._talk.flush())
-            self._receive()
+            answer = self._next_answer()
+            if isinstance(answer, bytes):
+                self._talk.receive(answer)
+                continue
+            if isinstance(answer, KeyboardInterrupt):
+                raise answer
+            self._end()
+            if answer is not None:
+                raise self._lost(answer) from None
         return found
+
+    def interrupt(self) -> None:
+        """Ends the iteration with KeyboardInterrupt, after the exits that have arrived. For signal handlers."""
+        self._answers.put(KeyboardInterrupt())
 
     def complete(self, done: GuestExit, data: bytes = b"") -> None:
         """The exit was dealt with; `data` is what a read gives. Sent with the others of its batch, or by `flush`.
@@ -94,28 +122,38 @@ class GuestRun:
             return
         self.flush()
         self._requests.put(None)
-        limit = Timer(CLOSE_SECONDS, self._call.cancel)
-        limit.start()
+        until = monotonic() + CLOSE_SECONDS
         try:
-            with suppress(grpc.RpcError):
-                for raw in self._call:
-                    self._talk.receive(raw)
+            while (answer := self._answers.get(timeout=max(until - monotonic(), 0))) is not None:
+                if isinstance(answer, bytes):
+                    self._talk.receive(answer)
+                elif isinstance(answer, grpc.RpcError):
+                    break
             while self._talk.next() is not None:
                 continue  # these come again on the next run
+        except Empty:
+            pass  # the daemon is slow; it pauses the guest all the same
         finally:
-            limit.cancel()
             self._end()
 
-    def _receive(self) -> None:
+    def _next_answer(self) -> bytes | grpc.RpcError | KeyboardInterrupt | None:
+        """Waits for the next answer; a signal that comes just before the wait is seen when it is over."""
+        while True:
+            try:
+                return self._answers.get(timeout=WAIT_SECONDS)
+            except Empty:
+                continue
+
+    def _read(self) -> None:
+        """Runs on a thread, to the end of the stream."""
+        end: grpc.RpcError | None = None
         try:
-            raw = next(self._call)
-        except StopIteration:
-            self._end()
+            for raw in self._call:
+                self._answers.put(raw)
         except grpc.RpcError as error:
-            self._end()
-            raise self._lost(error) from None
-        else:
-            self._talk.receive(raw)
+            end = error
+        finally:
+            self._answers.put(end)
 
     def _send(self, message: bytes | None) -> None:
         if message is not None and not self._ended:

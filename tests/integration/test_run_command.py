@@ -141,6 +141,26 @@ def test_pause_from_another_terminal(daemon: Daemon, host: Host) -> None:
     assert json.loads(call(daemon, "pause", guest, "--json").stdout)["state"] == "paused"
 
 
+def test_a_plain_guest_by_command(daemon: Daemon, host: Host, tmp_path: Path) -> None:
+    image = tmp_path / "firmware.bin"
+    image.write_bytes(rm.firmware(rm.text(0x3F8, b"plain") + rm.HLT))
+    done = call(daemon, "launch", "--type", "plain", "--firmware", str(image), "--memory", "1MiB", "--json")
+    launched = json.loads(done.stdout)
+    assert (done.returncode, launched["type"], launched["state"], launched["launch_digest"]) == (
+        0,
+        "plain",
+        "ready",
+        None,
+    )
+    assert b"nothing protects it" in done.stderr
+    assert call(daemon, "run", launched["guest_id"]).stdout == b"plain"
+    refused = call(daemon, "launch", "--type", "plain", "--firmware", str(image), "--policy", "0x30000")
+    assert (refused.returncode, b"--policy" in refused.stderr) == (2, True)
+    many = call(daemon, "launch", "--type", "plain", "--firmware", str(image), "--vcpus", "2")
+    assert many.returncode in (2, 9)
+    assert len(host.guests()) == 1
+
+
 def test_guests_that_are_not_there(daemon: Daemon) -> None:
     assert call(daemon, "run", "g-00000000000000000000").returncode == 10
     assert call(daemon, "pause", "g-00000000000000000000").returncode == 10

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 
 from sev.cli.parser import examples
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sev.cli.output import Output
     from sev.client_run import GuestRun
@@ -79,9 +80,25 @@ def run(args: Namespace, out: Output) -> int:
     with connected(args, out, mark=False) as host:
         guest = host.guest(args.guest_id)
         mark_simulated(out, guest.simulated)
-        with host.run_guest(args.guest_id, posted_writes=POSTED) as running:
+        with host.run_guest(args.guest_id, posted_writes=POSTED) as running, _ctrl_c(running):
             halted = _follow(running, console.answer, guest.vcpu_count, out)
     return _end(running.state, halted, out)
+
+
+@contextmanager
+def _ctrl_c(running: GuestRun) -> Iterator[None]:
+    """Ctrl-C ends the run between two exits; once more, anywhere."""
+    import signal
+
+    def pressed(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        running.interrupt()
+
+    before = signal.signal(signal.SIGINT, pressed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _follow(running: GuestRun, answer: Callable[..., tuple[bytes, bool]], vcpus: int, out: Output) -> bool:
