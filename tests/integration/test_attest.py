@@ -128,6 +128,8 @@ def test_random_report_data(it: ServedGuest, tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes(63))
     attest("report", "--device", it.device, "--request", tmp_path / "short", "--out", report, code=2)
     attest("report", "--device", it.device, "--request", request, "--report-data", "00", "--out", report, code=2)
+    assert "answers no challenge" in attest("report", "--device", it.device, "--out", report).err
+    assert attest("-q", "report", "--device", it.device, "--out", report).err == ""
 
 
 @pytest.mark.parametrize("vmpl", range(4))

@@ -82,7 +82,9 @@ def report_data(args: Namespace, out: Output) -> bytes:
             )
         return found[:REPORT_DATA_SIZE]
     given: bytes = args.report_data or b""
-    if 0 < len(given) < REPORT_DATA_SIZE:
+    if args.report_data is None:
+        out.note("sev: the report data is 64 zero bytes, which answers no challenge; see --report-data, --random")
+    elif len(given) < REPORT_DATA_SIZE:
         missing = REPORT_DATA_SIZE - len(given)
         out.note(f"sev: --report-data has {len(given)} bytes; padded with {missing} zero bytes on the right")
     return given.ljust(REPORT_DATA_SIZE, b"\0")
