@@ -240,7 +240,11 @@ class Launcher:
         if machine is not None:
             try:
                 try:
-                    await self._scheduler.release(guest.lane, machine.close).done()
+                    if self._machines is not None and self._machines.outlive:
+                        # Its own process frees what it held: other guests' steps need not wait for that.
+                        await asyncio.to_thread(machine.close)
+                    else:
+                        await self._scheduler.release(guest.lane, machine.close).done()
                 except NotNow:  # the worker has ended: nothing of this guest runs any more
                     await asyncio.to_thread(machine.close)
             except Exception:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from sev.errors import DeviceMissing, MalformedInput, NotNow, NotPermitted, UsageError
+from sev.errors import DeviceMissing, MalformedInput, NotNow, NotPermitted, UsageError, WrongState
 from sevd.devices.missing import remedy_of
 from sevd.devices.quiet import Quiet
 from sevd.devices.work import Steps, Work
@@ -21,7 +21,7 @@ from sevd.guests.launcher import Launcher
 from sevd.guests.limits import Limits
 from sevd.guests.machine import Finish, KeyRequest
 from sevd.guests.memory import MemoryLoader
-from sevd.guests.model import CreateGuest, Guest, GuestType, Region
+from sevd.guests.model import CreateGuest, Guest, GuestState, GuestType, Region
 from sevd.guests.port import Machines, SharedMemory
 from sevd.guests.registry import Registry
 from sevd.guests.running import Running
@@ -262,16 +262,22 @@ class Guests:
         await self._launcher.lose(reason)
 
     def share(self, caller: Caller, guest_id: str) -> SharedMemory:
-        """The guest's memory to be mapped, for the owner alone. Legal as long as `load` is, and once it is launched.
+        """The guest's memory to be mapped, for the owner alone, as long as there is any.
 
         Raises:
             NotFound: The guest does not exist for this caller.
             NotPermitted: It is somebody else's.
-            NotOffered: Its memory cannot be mapped.
+            WrongState: It was lost.
         """
         guest = self._registry.find(caller, guest_id)
         if guest.owner != caller.owner:
             raise NotPermitted(f"the memory of guest {guest.guest_id} is its owner's alone", field="guest_id")
+        if guest.state is GuestState.LOST:
+            raise WrongState(
+                f"the guest {guest.guest_id} was lost: {guest.failure}",
+                remedy="Delete it and create another one.",
+                metadata={"state": guest.state.name, "allowed": Step.DELETE},
+            )
         if guest.stopping or guest.machine is None:
             raise guest.gone()
         return guest.machine.share()

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from sevd.guests.machine import Finish, KeyRequest
     from sevd.guests.port import Card
 
+ANSWER_SECONDS = 120.0
+"""Seconds that a worker has for a step: longer than the slowest firmware command takes to be given up (100 s)."""
+
 END_SECONDS = 120.0
-"""Seconds that a worker has to end its guest: longer than the slowest firmware command takes to be given up."""
+"""Seconds that a worker has to be gone once it ended its guest: a terabyte of memory takes its time to be freed."""
 
 KILL_SECONDS = 5.0
 """Seconds that a killed process has to be gone."""
@@ -57,12 +60,18 @@ class Worker:
         self._child = child
         self._lock = threading.Lock()
 
-    def call(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> tuple[dict[str, object], list[int]]:
-        """One request. Raises what the worker answers; RefusedError where it is gone."""
+    def call(
+        self, message: dict[str, object], fds: tuple[int, ...] = (), *, seconds: float = ANSWER_SECONDS
+    ) -> tuple[dict[str, object], list[int]]:
+        """One request. Raises what the worker answers; RefusedError where it is gone, or killed since it is stuck."""
         with self._lock:
             try:
+                self.sock.settimeout(seconds)
                 return wire.call(self.sock, message, fds)
-            except OSError:
+            except OSError as error:
+                if isinstance(error, TimeoutError):
+                    log.error("the worker process %d does not answer: it is killed", self.pid)
+                    self.kill()
                 raise RefusedError(
                     "the guest's worker process is gone",
                     remedy="The guest is lost: delete it and create another one.",
@@ -220,7 +229,6 @@ class WorkerMachine:
             return
         self._closed = True
         worker = self._worker
-        worker.sock.settimeout(END_SECONDS)
         with contextlib.suppress(RefusedError):
             worker.call({"op": "end"})
         if not worker.ended(END_SECONDS):

@@ -150,7 +150,6 @@ class Workers:
         except SevError:
             _dismiss(worker)
             raise
-        ours.settimeout(None)
         return worker
 
     def _look(self, folder: Path) -> Found | None:
@@ -167,7 +166,7 @@ class Workers:
             return self._left(folder)
         machine = WorkerMachine(worker, folder)
         try:
-            answer, _ = worker.call({"op": "describe"})
+            answer, _ = worker.call({"op": "describe"}, seconds=ANSWER_SECONDS)
             progress = notes.progress_from(wire.table(answer, "progress"), _taken(worker))
             card = notes.card_from(wire.table(answer, "card"))
             machine.adopt()
@@ -176,7 +175,6 @@ class Workers:
             worker.kill()
             machine.leave()
             return self._left(folder)
-        sock.settimeout(None)
         return Found(card, progress, machine)
 
     def _left(self, folder: Path) -> Found | None:
@@ -205,7 +203,7 @@ def _taken(worker: Worker) -> tuple[tuple[int, int], ...]:
     out: list[tuple[int, int]] = []
     more = True
     while more:
-        answer, _ = worker.call({"op": "taken", "from": out[-1][1] if out else 0})
+        answer, _ = worker.call({"op": "taken", "from": out[-1][1] if out else 0}, seconds=ANSWER_SECONDS)
         out += [(run[0], run[1]) for run in wire.runs(answer, "runs", 2)]
         more = answer.get("more") is True
     return tuple(out)

@@ -362,3 +362,14 @@ def test_a_step_out_of_order_is_the_machine_s_to_refuse(tmp_path: Path) -> None:
         with dial(folder, "command", 5) as other, pytest.raises((WrongState, MalformedInput)):
             wire.call(other, {"op": "create", "card": {}}, (other.fileno(), other.fileno()))
         guest.close()
+
+
+def test_a_worker_that_is_stuck_is_killed_and_not_waited_for(tmp_path: Path) -> None:
+    with workers(tmp_path) as made:
+        guest = machine(made)
+        os.kill(guest.pid, signal.SIGSTOP)
+        with pytest.raises(RefusedError, match="worker process is gone"):
+            guest._worker.call({"op": "describe"}, seconds=0.1)
+        assert gone(guest.pid)
+        guest.close()
+        assert list(tmp_path.iterdir()) == []
