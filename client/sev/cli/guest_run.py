@@ -73,13 +73,14 @@ def pause(args: Namespace, out: Output) -> int:
 
 def run(args: Namespace, out: Output) -> int:
     """Runs a guest until it ends, halts, or is left."""
-    from sev.cli.connection import connected, mark_simulated
+    from sev.cli.connection import connected, mark_simulated, mark_unprotected
     from sev.cli.guest_console import Console
 
     console = Console(_printer(out), _keyboard() if args.input else lambda: None)
     with connected(args, out, mark=False) as host:
         guest = host.guest(args.guest_id)
         mark_simulated(out, guest.simulated)
+        mark_unprotected(out, guest.type)
         with host.run_guest(args.guest_id, posted_writes=POSTED) as running, _ctrl_c(running):
             halted = _follow(running, console.answer, guest.vcpu_count, out)
     return _end(running.state, halted, out)
