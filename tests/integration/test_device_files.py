@@ -26,7 +26,7 @@ from sev.errors import FirmwareError, KernelError, SevError
 from sev.launch.linux import LinuxKernel
 from sev.launch.platform import SevDevice
 from tests.support.device_files import ROOT, DeviceFiles, command, device_files, mounted, prepare, wait_for
-from tests.support.needs import need_fuse, need_program
+from tests.support.needs import lacking, need_fuse, need_program
 
 SYSCFG, RMP_BASE, RMP_END, SEV_STATUS = 0xC0010010, 0xC0010132, 0xC0010133, 0xC0010131
 
@@ -284,7 +284,7 @@ def test_a_user_namespace_of_its_own_will_do(tmp_path: Path) -> None:
         cwd=ROOT,
     )
     if "Operation not permitted" in done.stderr or "unshare" in done.stderr:
-        pytest.skip(f"no user namespaces here: {done.stderr.strip()[:200]}")
+        lacking(f"needs user namespaces: {done.stderr.strip()[:200]}")
     assert done.returncode == 0, done.stderr
     assert abi.SnpStatus.decode(bytes.fromhex(done.stdout.strip())).state == 1
     assert mounted(tmp_path) == []
