@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +25,20 @@ def plain_host(folder: Path) -> Iterator[Daemon]:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "sevd.toml"
     config.write_text("[guests]\nplain = true\n")
-    with running(folder, "--config", str(config)) as daemon:
-        yield daemon
+    try:
+        with running(folder, "--config", str(config)) as daemon:
+            yield daemon
+    finally:
+        end_workers(folder)
+
+
+def end_workers(folder: Path) -> None:
+    """Kills the workers of guests that a test left: they outlive their daemon, and would outlive the test."""
+    for card in folder.glob("**/workers/*/guest.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            pid = int(json.loads(card.read_text())["pid"])
+            if b"sevd.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def launch(host: Host, program: bytes, *, vcpus: int = 1, others: bytes = real_mode.HLT, guest_id: str = "") -> str:
