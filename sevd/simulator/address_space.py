@@ -7,6 +7,7 @@ or after `release` gets EFAULT.
 from __future__ import annotations
 
 import bisect
+import ctypes
 import errno
 import threading
 
@@ -62,13 +63,21 @@ class AddressSpace:
             fail(errno.EFAULT)
         return view[offset : offset + size]
 
-    def available(self, address: int) -> int:
-        """How many bytes can be read from this address on; 0 if nothing is placed there."""
+    def available(self, address: int, *, writable: bool = False) -> int:
+        """How many bytes can be read (and written) from this address on; 0 if nothing is placed there."""
+        del writable  # all of it is
         try:
             view, offset = self._find(address)
         except OSError:
             return 0
         return len(view) - offset
+
+    def location(self, address: int) -> int:
+        """Where a byte lies physically, as far as the model goes: its offset in the page is the address's, and the
+        page is one number wherever the same memory is placed at whole pages. Raises OSError(EFAULT)."""
+        view, offset = self._find(address)
+        lies = ctypes.addressof(ctypes.c_char.from_buffer(view)) + offset
+        return lies - (lies - address) % PAGE
 
     def fill(self, address: int, target: memoryview) -> int:
         """Copies into `target` what can be read from this address on; how many bytes that was, 0 if none."""

@@ -13,7 +13,7 @@ FirmwareStatus, or take its time.
 
 After snp_init every ASID is dirty, and so is each one that a guest gives up: SNP_ACTIVATE answers DF_FLUSH_REQUIRED
 until snp_df_flush, which the kernel issues after a WBINVD on all cores. The commands of legacy SEV are inherited from
-`legacy_commands`.
+`legacy_commands` and `legacy_guest_commands`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.gctx import RUNNING, VMPCKS
 from sevd.simulator.hardware import Registers
 from sevd.simulator.legacy_commands import LegacyCommands
+from sevd.simulator.legacy_guest_commands import LegacyGuestCommands
+from sevd.simulator.memory_cipher import MemoryKey
 from sevd.simulator.versions import Version
 
 
@@ -44,7 +46,7 @@ def _no_faults(_command: str) -> None:
     """The hook of a firmware that works."""
 
 
-class Firmware(LegacyCommands):
+class Firmware(LegacyCommands, LegacyGuestCommands):
     """A simulated platform: one chip, its firmware, its certificate authority.
 
     Attributes:
@@ -317,6 +319,16 @@ class Firmware(LegacyCommands):
         """The launch digest so far, 48 bytes."""
         with self._lock:
             return self._platform.guest(gctx).digest
+
+    def legacy_digest(self, handle: int) -> bytes:
+        """The launch digest of an SEV or SEV-ES guest so far, 32 bytes."""
+        with self._lock:
+            return self._platform.legacy.guest(handle).content.digest()
+
+    def legacy_memory(self, handle: int) -> MemoryKey:
+        """What encrypts the memory of an SEV or SEV-ES guest, whatever its policy."""
+        with self._lock:
+            return self._platform.legacy.guest(handle).memory
 
     def vmpck(self, gctx: int, number: int) -> bytes:
         """A guest's communication key, 32 bytes, as its secrets page has it."""

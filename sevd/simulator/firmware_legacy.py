@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING
 from sev import status
 from sev.abi import sev_certificate as abi
 from sev.abi.sev_certificate import SevCertificate
-from sev.errors import MalformedInput
 from sevd.simulator import hash_sticks, legacy_store, store
 from sevd.simulator.firmware_status import FirmwareStatus
+from sevd.simulator.legacy_certificates import judged, need_signature
 from sevd.simulator.legacy_store import Identity, Key
 
 if TYPE_CHECKING:
     from sevd.simulator.entropy import Entropy
     from sevd.simulator.firmware_platform import Platform
+    from sevd.simulator.legacy_guest import LegacyGuest
 
 FILE = "flash.json"
 UNINIT, INITIALISED, WORKING = 0, 1, 2
@@ -43,7 +44,7 @@ class LegacyPlatform:
 
     Attributes:
         es: Initialised for SEV-ES.
-        guests: Guests by handle, whatever the launch commands keep of them.
+        guests: Guests by handle.
     """
 
     def __init__(self, platform: Platform, directory: Path, entropy: Entropy) -> None:
@@ -61,7 +62,7 @@ class LegacyPlatform:
         self._owned = False
         self._up = False
         self.es = False
-        self.guests: dict[int, object] = {}
+        self.guests: dict[int, LegacyGuest] = {}
 
     @property
     def state(self) -> int:
@@ -75,7 +76,7 @@ class LegacyPlatform:
         if self.state not in states:
             raise FirmwareStatus(status.INVALID_PLATFORM_STATE)
 
-    def admit(self, guest: object) -> int:
+    def admit(self, guest: LegacyGuest) -> int:
         """Takes a new guest in; its handle, from 1. RESOURCE_LIMIT if there are too many."""
         self.need(INITIALISED, WORKING)
         for handle in range(1, GUESTS_MAX + 1):
@@ -83,6 +84,13 @@ class LegacyPlatform:
                 self.guests[handle] = guest
                 return handle
         raise FirmwareStatus(status.RESOURCE_LIMIT)
+
+    def guest(self, handle: int) -> LegacyGuest:
+        """The guest of a handle, or INVALID_GUEST."""
+        guest = self.guests.get(handle)
+        if guest is None:
+            raise FirmwareStatus(status.INVALID_GUEST)
+        return guest
 
     # Commands, in the order of a platform's life.
 
@@ -113,6 +121,9 @@ class LegacyPlatform:
 
     def shutdown(self) -> None:
         """SHUTDOWN, in any state: every legacy guest is deleted, the store stays."""
+        for guest in self.guests.values():
+            if guest.asid:
+                self._platform.give_asid(guest.asid)
         self.guests.clear()
         self._up = self.es = False
         self._identity = None
@@ -153,10 +164,10 @@ class LegacyPlatform:
             raise FirmwareStatus(status.ALREADY_OWNED)
         if len(pek) != abi.SIZE or len(oca) != abi.SIZE:
             raise FirmwareStatus(status.INVALID_LENGTH)
-        owner = _judged(oca, abi.OCA)
-        _need_signature(owner, owner)
-        signed = _judged(pek, abi.PEK)
-        _need_signature(signed, owner)
+        owner = judged(oca, abi.OCA)
+        need_signature(owner, owner)
+        signed = judged(pek, abi.PEK)
+        need_signature(signed, owner)
         if signed.body != identity.pek.body:
             raise FirmwareStatus(status.INVALID_CERTIFICATE)
         slot = next((number for number, each in enumerate(signed.signatures, 1) if each.free), None)
@@ -245,34 +256,6 @@ class LegacyPlatform:
         self._flash = flash
         if self._host_store is not None:
             self._host_store[:] = data.ljust(legacy_store.NV_SIZE, b"\xff")
-
-
-def _judged(data: bytes, usage: int) -> SevCertificate:
-    """A certificate whose body is what it must be for this usage; else INVALID_CERTIFICATE."""
-    certificate = SevCertificate.decode(data)
-    expected = (abi.VERSION, usage, abi.ALGORITHM_OF[usage])
-    try:
-        if (certificate.version, certificate.usage, certificate.algorithm) != expected:
-            raise FirmwareStatus(status.INVALID_CERTIFICATE)
-        certificate.public_key()
-    except MalformedInput:
-        raise FirmwareStatus(status.INVALID_CERTIFICATE) from None
-    return certificate
-
-
-def _need_signature(certificate: SevCertificate, signer: SevCertificate) -> None:
-    """The signer's signature in either slot, or a status: BAD_SIGNATURE also for a slot that is half free."""
-    from sev.certs import sev_signatures
-
-    for each in certificate.signatures:
-        if (each.usage == abi.INVALID) != (each.algorithm == abi.NONE):
-            raise FirmwareStatus(status.BAD_SIGNATURE)
-    try:
-        sev_signatures.verify(certificate, signer)
-    except sev_signatures.NotSignedBy:
-        raise FirmwareStatus(status.INVALID_CERTIFICATE) from None
-    except sev_signatures.SevSignatureInvalid:
-        raise FirmwareStatus(status.BAD_SIGNATURE) from None
 
 
 def _read_flash(path: Path) -> tuple[bytes, int]:

@@ -76,7 +76,7 @@ class Platform:
         self.vlek: tuple[bytes, ...] | None = None
         self.vlek_tcb: bytes | None = None
         self.guests: dict[int, GuestContext] = {}
-        self.asids: dict[int, int] = {}
+        self.asids: dict[int, int] = {}  # to context addresses of SNP guests, and handles of others, which are smaller
         self._dirty: set[int] = set()
         self._next_context = 0x1000
 
@@ -293,12 +293,22 @@ class Platform:
             raise FirmwareStatus(status.INVALID_ASID)
         if guest.asid:
             raise FirmwareStatus(status.ACTIVE)
+        self.need_free_asid(asid)
+        guest.asid = asid
+        self.asids[asid] = guest.address
+
+    def need_free_asid(self, asid: int) -> None:
+        """An ASID that nobody has and that is clean: ASID_OWNED, DF_FLUSH_REQUIRED."""
         if asid in self.asids:
             raise FirmwareStatus(status.ASID_OWNED)
         if asid in self._dirty:
             raise FirmwareStatus(status.DF_FLUSH_REQUIRED)
-        guest.asid = asid
-        self.asids[asid] = guest.address
+
+    def give_asid(self, asid: int, *, dirty: bool = True) -> None:
+        """Unbinds an ASID; a dirty one needs a flush before its next use."""
+        del self.asids[asid]
+        if dirty:
+            self._dirty.add(asid)
 
     def soil_asids(self) -> None:
         """Every ASID needs a flush before its next use; those in use when they are given up, as always."""
@@ -309,8 +319,7 @@ class Platform:
         if guest.on_core:
             raise FirmwareStatus(status.ACTIVE)
         if guest.asid:
-            del self.asids[guest.asid]
-            self._dirty.add(guest.asid)
+            self.give_asid(guest.asid)
             guest.asid = 0
 
     def decommission(self, guest: GuestContext) -> None:

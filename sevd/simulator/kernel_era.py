@@ -38,6 +38,7 @@ class KernelEra:
         export_inits_first: PDH_CERT_EXPORT tests for write access and initialises before it reads its structure.
         masks_es_at_snp_svn: SNP security version in CURRENT_TCB from which SEV-ES VMs are no longer offered, by CPU
             family (AMD-SB-3023); empty where the kernel does not look.
+        pins_within_ram: More guest memory than the machine has is EINVAL.
     """
 
     name: str
@@ -47,6 +48,7 @@ class KernelEra:
     shutdown_after: bool
     export_inits_first: bool
     masks_es_at_snp_svn: dict[int, int]
+    pins_within_ram: bool = False
 
 
 def _rules(status: str, commit: str, change: str) -> dict[int, str]:
@@ -93,6 +95,7 @@ ERA_C = KernelEra(
     shutdown_after=True,
     export_inits_first=False,
     masks_es_at_snp_svn={0x19: 0x1B, 0x1A: 4},
+    pins_within_ram=True,
 )
 
 ERAS = {era.name: era for era in (ERA_A, ERA_B, ERA_B2, ERA_C)}

@@ -1,28 +1,21 @@
-"""KVM_MEMORY_ENCRYPT_OP: the envelope's rules, initialisation and teardown (arch/x86/kvm/svm/sev.c).
-
-Not modelled yet: the launch, migration and debug commands of SEV and SEV-ES guests (ids 2 to 9, 11 to 13, 15 to 18, 20
-and 21). On an initialised guest, and with a descriptor that resolves, they answer EIO with firmware status UNSUPPORTED.
-"""
+"""KVM_MEMORY_ENCRYPT_OP: the envelope's rules, initialisation and teardown (arch/x86/kvm/svm/sev.c)."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sev import status
 from sev.abi import kvm
 from sev.abi import kvm_sev as abi
-from sevd.simulator import kvm_snp
+from sevd.simulator import kvm_sev_guest, kvm_sev_migration, kvm_snp
 from sevd.simulator.errnos import Reply, fail
+from sevd.simulator.kvm_sev_guest import Handler
 
 if TYPE_CHECKING:
     from sevd.simulator.kvm_vm import Vm
     from sevd.simulator.process import Process
 
 _MODERN = (kvm.VM_TYPE_SEV, kvm.VM_TYPE_SEV_ES, kvm.VM_TYPE_SNP)
-_FD_OF_CALLER = frozenset({abi.LAUNCH_START, abi.RECEIVE_START})
-_U64 = 1 << 64
 
 
 class SevState:
@@ -38,7 +31,8 @@ class SevState:
         vmsa_features: SEV_FEATURES of its vCPUs.
         ghcb_version: GHCB protocol version offered to it.
         policy: Guest policy of the start.
-        context: The firmware's guest context, None before the start.
+        context: The firmware's context of an SNP guest, None before the start.
+        handle: The firmware's handle of an SEV or SEV-ES guest, 0 before the start.
         finished: The launch is finished.
         certificates: The guest's certificate requests go to user space.
         regions: Registered ranges of user memory, (address, size).
@@ -55,6 +49,7 @@ class SevState:
         self.ghcb_version = 0
         self.policy = 0
         self.context: int | None = None
+        self.handle = 0
         self.finished = False
         self.certificates = False
         self.regions: list[tuple[int, int]] = []
@@ -81,26 +76,6 @@ def encrypt_op(vm: Vm, process: Process, argument: int) -> int:
     return 0
 
 
-def change_region(vm: Vm, process: Process, argument: int, *, add: bool) -> None:
-    """KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION. Raises OSError with KVM's errno."""
-    if not vm.module.sev:
-        fail(errno.ENOTTY)
-    region = kvm.EncRegion.decode(process.memory.read(argument, kvm.EncRegion.size()))
-    if not vm.sev.active:
-        fail(errno.ENOTTY)
-    key = (region.addr, region.size_bytes)
-    if not add:
-        if key not in vm.sev.regions:
-            fail(errno.EINVAL)
-        vm.sev.regions.remove(key)
-        return
-    if not region.size_bytes or region.addr + region.size_bytes >= _U64:
-        fail(errno.EINVAL)
-    if process.memory.available(region.addr) < region.size_bytes:
-        fail(errno.ENOMEM)
-    vm.sev.regions.append(key)
-
-
 def destroy(vm: Vm) -> None:
     """The VM ends: context and ASID are given back. A context that cannot be decommissioned costs the ASID."""
     sev = vm.sev
@@ -110,6 +85,9 @@ def destroy(vm: Vm) -> None:
     sev.active = False
     pool = vm.module.asids["sev_es" if sev.es else "sev"]
     context, sev.context = sev.context, None
+    handle, sev.handle = sev.handle, 0
+    if handle:
+        kvm_sev_guest.unbind(vm, handle)
     if context is not None:
         firmware = vm.module.ccp.firmware
         try:
@@ -120,30 +98,21 @@ def destroy(vm: Vm) -> None:
     pool.give(sev.asid)
 
 
-Handler = Callable[["Vm", "Process", abi.SevCmd, Reply], None]
-
-
 def _handler(vm: Vm, number: int) -> Handler:
     """What answers an id; for unknown ones EINVAL, without copying back."""
     if number == abi.SEV_ES_INIT and not vm.module.es:
         fail(errno.ENOTTY)
-    handler = _HANDLERS.get(number)
-    if handler is not None:
-        return handler
-    if number > abi.SEND_CANCEL or number in abi.UNIMPLEMENTED:
-        fail(errno.EINVAL)
-    return _legacy
+    handler = _of_guest if number in _OF_GUESTS else _HANDLERS.get(number)
+    return fail(errno.EINVAL) if handler is None else handler
 
 
-def _legacy(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
-    sev = vm.sev
-    if not sev.active:
+def _of_guest(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
+    """The commands of SEV and SEV-ES guests."""
+    if not vm.sev.active:
         fail(errno.EINVAL if command.id == abi.RECEIVE_UPDATE_DATA else errno.ENOTTY)
-    if command.id == abi.LAUNCH_UPDATE_VMSA and not sev.es:
+    if command.id == abi.LAUNCH_UPDATE_VMSA and not vm.sev.es:
         fail(errno.ENOTTY)
-    vm.module.ccp.resolve(process, command.sev_fd if command.id in _FD_OF_CALLER else sev.fd)
-    reply.error = status.UNSUPPORTED
-    fail(errno.EIO)
+    _OF_GUESTS[command.id](vm, process, command, reply)
 
 
 def _init_legacy(vm: Vm, process: Process, command: abi.SevCmd, reply: Reply) -> None:
@@ -203,6 +172,7 @@ def _enable_certificates(vm: Vm, process: Process, command: abi.SevCmd, reply: R
     vm.sev.certificates = True
 
 
+_OF_GUESTS = {**kvm_sev_guest.HANDLERS, **kvm_sev_migration.HANDLERS}
 _HANDLERS: dict[int, Handler] = {
     abi.SEV_INIT: _init_legacy,
     abi.SEV_ES_INIT: _init_legacy,

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sev.abi import kvm
-from sevd.simulator import kvm_sev
+from sevd.simulator import kvm_sev, kvm_sev_memory
 from sevd.simulator.errnos import fail
 from sevd.simulator.guest_ref import GuestRef
 from sevd.simulator.kvm_memory import VmMemory
@@ -71,6 +71,7 @@ class Vm:
         self.dead = True
         self.sev.active = False
         self.sev.context = None
+        self.sev.handle = 0
 
     def check_owner(self, process: Process) -> None:
         """Raises OSError(EIO) if the process does not own the VM, or the VM is dead."""
@@ -139,7 +140,7 @@ class VmFile(File):
                 )
             elif request in (kvm.KVM_MEMORY_ENCRYPT_REG_REGION, kvm.KVM_MEMORY_ENCRYPT_UNREG_REGION):
                 add = request == kvm.KVM_MEMORY_ENCRYPT_REG_REGION
-                kvm_sev.change_region(vm, process, argument, add=add)
+                kvm_sev_memory.change_region(vm, process, argument, add=add)
             else:
                 fail(errno.ENOTTY)
         return 0

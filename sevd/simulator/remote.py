@@ -111,19 +111,23 @@ class RemoteMemory(AddressSpace):
         """A copy of the bytes, not to be written. Raises OSError as `read`."""
         return memoryview(self.read(address, size))
 
-    def available(self, address: int) -> int:
-        """How many bytes can be read from this address on, by the process's map; 0 if none can."""
-        reached = address
+    def available(self, address: int, *, writable: bool = False) -> int:
+        """How many bytes can be read (and written) from this address on, by the process's map; 0 if none can."""
+        reached, needed = address, b"rw" if writable else b"r"
         try:
             with open(f"/proc/{self.pid}/maps", "rb") as maps:
                 for line in maps:
                     span, permissions = line.split(None, 2)[:2]
                     start, end = (int(part, 16) for part in span.split(b"-"))
-                    if start <= reached < end and permissions.startswith(b"r"):
+                    if start <= reached < end and permissions.startswith(needed):
                         reached = end
         except (OSError, ValueError):
             return 0
         return reached - address
+
+    def location(self, address: int) -> int:
+        """The address itself: two mappings of one memory count as two places."""
+        return address
 
     def fill(self, address: int, target: memoryview) -> int:
         """Copies into `target` what can be read from this address on; how many bytes that was, 0 if none."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sev import products
+from sev.abi import kvm
 from sev.abi.sev_device import PlatformStatus, SnpStatus
 from sev.errors import FirmwareError, KernelError, UsageError, WrongState
 from sevd.devices.facts import HostFacts
@@ -40,6 +41,7 @@ T = TypeVar("T")
 SEV_PATH = "/dev/sev"
 KVM_PATH = "/dev/kvm"
 REPORT_DATA_SIZE = 64
+_TECHNOLOGIES = {"sev": kvm.VM_TYPE_SEV, "sev-es": kvm.VM_TYPE_SEV_ES, "sev-snp": kvm.VM_TYPE_SNP}
 
 
 class Simulator:
@@ -198,9 +200,9 @@ class Simulator:
         """Gives a guest its name.
 
         Raises:
-            UsageError: No SNP guest of this host, no possible name, or one that another guest has.
+            UsageError: No guest of this host, no possible name, or one that another guest has.
         """
-        file = self._guest(process, vm_fd)
+        file = self._guest(process, vm_fd, snp=False)
         try:
             self._kvm.name(file.vm, guest_id)
         except OSError as error:
@@ -216,8 +218,7 @@ class Simulator:
             cpu_model=model,
             cpu_stepping=stepping,
             kernel=self._era.release,
-            # KVM creates SEV and SEV-ES VMs too, but the firmware model does not launch them.
-            technologies=("sev-snp",) if self._kvm.snp else (),
+            technologies=tuple(name for name, number in _TECHNOLOGIES.items() if self._kvm.vm_types >> number & 1),
         )
 
     def asids(self) -> dict[str, tuple[int, int]]:
@@ -255,24 +256,33 @@ class Simulator:
                 out["vlek"] = ca.vlek_der(self._firmware.vlek_tcb)
             return out
 
+    def sev_certificates(self) -> dict[str, bytes]:
+        """What vouches for the chip in SEV's own form: the CEK's certificate as signed by the ASK ("cek", 2084 bytes),
+        and ASK and ARK in a row ("authorities")."""
+        ca = self._firmware.ca  # it has a lock of its own
+        return {"cek": ca.cek_certificate(), "authorities": ca.legacy_ca()}
+
     def roots_pem(self) -> bytes:
         """The simulator's own root certificate, PEM: what verifiers must trust in AMD's place."""
         with self._ccp.lock:
             return self._firmware.ca.roots_pem()
 
     def launch_digest(self, process: Kernel, vm_fd: int) -> bytes:
-        """The firmware's launch digest of a guest, 48 bytes.
+        """The firmware's launch digest of a guest so far: 48 bytes, and 32 of an SEV or SEV-ES guest.
 
         Raises:
-            UsageError: Not an SNP guest of this host.
+            UsageError: Not a guest of this host.
             WrongState: Its launch was not started.
         """
-        gctx = self._context(process, vm_fd)
+        handle = self._guest(process, vm_fd, snp=False).vm.sev.handle
+        if handle:
+            return self._look("launch digest", lambda: self._firmware.legacy_digest(handle))
+        gctx = self._context(process, vm_fd, snp=False)
         return self._look("launch digest", lambda: self._firmware.launch_digest(gctx))
 
     def asid(self, process: Kernel, vm_fd: int) -> int:
-        """The ASID of a guest, which KVM tells nobody. Raises UsageError: not an SNP guest of this host."""
-        return self._guest(process, vm_fd).vm.sev.asid
+        """The ASID of a guest, which KVM tells nobody. Raises UsageError: not a guest of this host."""
+        return self._guest(process, vm_fd, snp=False).vm.sev.asid
 
     def guest_report(self, process: Kernel, vm_fd: int, report_data: bytes, vmpl: int, key_selection: int) -> bytes:
         """Plays the guest: MSG_REPORT_REQ through an encrypted guest message; the report, 1184 bytes.
@@ -329,22 +339,25 @@ class Simulator:
         for function in self._on_power_loss:
             function()
 
-    def _context(self, process: Kernel, vm_fd: int) -> int:
-        context = self._guest(process, vm_fd).vm.sev.context
+    def _context(self, process: Kernel, vm_fd: int, *, snp: bool = True) -> int:
+        context = self._guest(process, vm_fd, snp=snp).vm.sev.context
         if context is None:
             raise WrongState(
                 "the launch of this guest was not started", metadata={"state": "created", "allowed": "start"}
             )
         return context
 
-    def _guest(self, process: Kernel, vm_fd: int) -> VmFile:
+    def _guest(self, process: Kernel, vm_fd: int, *, snp: bool = True) -> VmFile:
+        """The VM of a guest: of an SNP guest, or with `snp` False of any that has an ASID."""
         try:
             file = process.take(vm_fd) if isinstance(process, Process) else None
         except OSError:
             file = None
         try:
-            if not isinstance(file, VmFile) or not file.vm.sev.snp or file.vm.module is not self._kvm:
-                raise UsageError(f"descriptor {vm_fd} is not an SNP guest of this simulated host", field="vm_fd")
+            wanted = isinstance(file, VmFile) and (file.vm.sev.snp if snp else file.vm.sev.active)
+            if not isinstance(file, VmFile) or not wanted or file.vm.module is not self._kvm:
+                what = "an SNP guest" if snp else "a guest"
+                raise UsageError(f"descriptor {vm_fd} is not {what} of this simulated host", field="vm_fd")
             return file
         finally:
             if file is not None:

@@ -49,7 +49,8 @@ class Vcpu:
         if self.protected or self.debug.dr7 != vcpu_state.DR7_RESET:
             fail(errno.EINVAL)
         state = vcpu_state.VcpuState(self.regs, self.sregs, self.fpu, self.debug, tuple(self.msrs))
-        return bytearray(vcpu_state.save_area(state, sev_features))
+        # A VM of the default type is an SEV-ES guest of the old kind, whose floating point state KVM forgets.
+        return bytearray(vcpu_state.save_area(state, sev_features, x87=self.vm.type != kvm.VM_TYPE_DEFAULT))
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """One vCPU ioctl, of the VM's owner. Raises OSError with KVM's errno."""
@@ -73,8 +74,11 @@ class Vcpu:
             return 0
         if request not in _STATE:
             fail(errno.EINVAL)
-        if self.protected and self.vm.type in (kvm.VM_TYPE_SEV_ES, kvm.VM_TYPE_SNP):
-            fail(errno.EINVAL)
+        if self.protected:
+            if self.vm.type != kvm.VM_TYPE_DEFAULT:
+                fail(errno.EINVAL)
+            if request in _SILENT:
+                return 0
         return self._state(process, request, argument)
 
     def _state(self, process: Process, request: int, argument: int) -> int:
@@ -132,6 +136,10 @@ class Vcpu:
         if not store:
             memory.write(argument + _COUNT.size, entries)
         return done
+
+
+_SILENT = frozenset({kvm.KVM_GET_FPU, kvm.KVM_SET_FPU, kvm.KVM_GET_MSRS, kvm.KVM_SET_MSRS})
+"""What KVM answers without effect for an encrypted vCPU of a VM of the default type."""
 
 
 class VcpuFile(File):

@@ -84,8 +84,9 @@ def after_reset(boot: bool) -> VcpuState:
 
 
 @lru_cache(maxsize=64)
-def save_area(state: VcpuState, sev_features: int) -> bytes:
-    """The VMSA, 4096 bytes. Remembered: all vCPUs of a guest but the first usually have the same."""
+def save_area(state: VcpuState, sev_features: int, *, x87: bool = True) -> bytes:
+    """The VMSA, 4096 bytes, with or without x87 and SSE. Remembered: all vCPUs of a guest but the first usually have
+    the same."""
     sregs, regs, fpu = state.sregs, state.regs, state.fpu
     values: dict[str, int | tuple[int, int, int, int]] = {
         name: _save_segment(getattr(sregs, name)) for name in _SEGMENTS
@@ -105,6 +106,12 @@ def save_area(state: VcpuState, sev_features: int) -> bytes:
         "dr7": state.debug.dr7,
         "sev_features": sev_features,
         "xcr0": 1,
+    }
+    values |= {name: getattr(regs, name) for name in Regs.fields()}
+    values |= dict(zip(MSRS.values(), state.msrs, strict=True))
+    if not x87:
+        return vmsa.build(values)
+    values |= {
         "mxcsr": MXCSR_RESET,
         "x87_ftw": fpu.ftwx,
         "x87_fsw": fpu.fsw,
@@ -112,8 +119,6 @@ def save_area(state: VcpuState, sev_features: int) -> bytes:
         "x87_fop": fpu.last_opcode,
         "x87_rip": fpu.last_ip,
     }
-    values |= {name: getattr(regs, name) for name in Regs.fields()}
-    values |= dict(zip(MSRS.values(), state.msrs, strict=True))
     page = bytearray(vmsa.build(values))
     page[_X87_DP : _X87_DP + 8] = fpu.last_dp.to_bytes(8, "little")
     for register in range(8):

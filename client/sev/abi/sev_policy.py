@@ -120,9 +120,24 @@ class SevPolicy:
         return bool(self.raw >> BITS["nodbg"] & 1)
 
     @property
+    def noks(self) -> bool:
+        """Sharing keys is forbidden."""
+        return bool(self.raw >> BITS["noks"] & 1)
+
+    @property
     def nosend(self) -> bool:
         """Sending is forbidden."""
         return bool(self.raw >> BITS["nosend"] & 1)
+
+    @property
+    def domain(self) -> bool:
+        """It may be sent to platforms of the same owner only."""
+        return bool(self.raw >> BITS["domain"] & 1)
+
+    @property
+    def sev(self) -> bool:
+        """It may be sent to platforms with AMD's certificates only."""
+        return bool(self.raw >> BITS["sev"] & 1)
 
     @property
     def api_major(self) -> int:

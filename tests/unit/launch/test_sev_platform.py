@@ -16,6 +16,7 @@ from sevd.simulator import Simulator
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.legacy import Owner, check_chain
+from tests.support.legacy_machine import some_guest
 
 SIZE = sev_certificate.SIZE
 
@@ -103,7 +104,7 @@ def test_wrong_lengths_never_reach_the_kernel(
 
 def test_a_reset_while_guests_run(host: Simulator, device: SevDevice) -> None:
     guests = host.firmware._platform.legacy.guests
-    guests[1] = object()
+    guests[1] = some_guest()
     with pytest.raises(WrongState) as refused:
         device.reset()
     assert (refused.value.errno, refused.value.metadata["state"]) == (errno.EBUSY, "WORKING")

@@ -73,7 +73,7 @@ def test_a_name_has_one_guest(host: Simulator, process: Process) -> None:
     with pytest.raises(UsageError, match="another guest has it"):
         host.name(process, second.vm, "guest-one")
     assert sorted(host.guests()) == ["asid-2", "guest-one"]
-    with pytest.raises(UsageError, match="not an SNP guest"):
+    with pytest.raises(UsageError, match="not a guest"):
         host.name(process, second.sev, "guest-two")
 
 

@@ -72,24 +72,13 @@ def sev_guest(process: Process) -> Machine:
     return machine
 
 
-def test_sev_commands_of_a_guest_are_unsupported_yet(host: Simulator, process: Process) -> None:
+def test_sev_guests_have_no_snp_commands(host: Simulator, process: Process) -> None:
     machine = sev_guest(process)
     assert host.asids()["sev"][1] == 1
-    assert machine.sev == 0  # so that descriptor 0, remembered before any start, is the device
-    for number in (*LEGACY_OF_SEV, kvm_sev.RECEIVE_UPDATE_DATA):
-        assert machine.op(number)[:2] == (errno.EIO, status.UNSUPPORTED)
     assert machine.op(kvm_sev.LAUNCH_UPDATE_VMSA)[:2] == (errno.ENOTTY, UNTOUCHED)
-    assert machine.op(kvm_sev.LAUNCH_START, sev_fd=machine.device)[:2] == (errno.EBADF, UNTOUCHED)
     assert machine.op(kvm_sev.SNP_LAUNCH_START)[:2] == (errno.ENOTTY, UNTOUCHED)
     assert machine.op(kvm_sev.SNP_LAUNCH_FINISH)[:2] == (errno.ENOTTY, UNTOUCHED)
     assert machine.op(kvm_sev.SNP_LAUNCH_UPDATE)[:2] == (errno.EINVAL, UNTOUCHED)
-
-
-def test_the_remembered_descriptor_is_zero_at_first(process: Process) -> None:
-    process.open("/dev/kvm", 0)
-    machine = sev_guest(process)
-    assert machine.sev != 0
-    assert machine.op(kvm_sev.LAUNCH_MEASURE)[:2] == (errno.EBADF, UNTOUCHED)
 
 
 @pytest.mark.parametrize("number", [kvm_sev.SEV_INIT, kvm_sev.SEV_ES_INIT])

@@ -17,6 +17,7 @@ from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import UNTOUCHED, Outcome, issue
 from tests.support.legacy import Boot, Owner, check_chain
+from tests.support.legacy_machine import some_guest
 
 UNMAPPED = 0x1000
 SIZE, CHAIN_SIZE = sev_certificate.SIZE, sev_certificate.CHAIN_SIZE
@@ -253,7 +254,7 @@ def test_reset(process: Process, fd: int, calls: Calls) -> None:
 
 def test_reset_while_guests_run(host: Simulator, process: Process, fd: int, calls: Calls) -> None:
     guests = host.firmware._platform.legacy.guests
-    guests[1] = object()
+    guests[1] = some_guest()
     assert issue(process, fd, abi.FACTORY_RESET)[:2] == (errno.EBUSY, 0)
     assert calls() == ["PLATFORM_STATUS"]
     assert legacy(process, fd).guest_count == 1

@@ -16,6 +16,7 @@ from sevd.simulator.chip import cek_scalar
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.firmware_status import FirmwareStatus
 from tests.support.legacy import Boot, Owner, check_chain
+from tests.support.legacy_machine import some_guest
 from tests.support.simulated_firmware import refused
 
 UNINIT, INIT, WORKING = 0, 1, 2
@@ -30,7 +31,7 @@ def into(firmware: Firmware, state: int) -> None:
     if state == UNINIT:
         firmware.shutdown()
     if state == WORKING:
-        firmware._platform.legacy.admit(object())
+        firmware._platform.legacy.admit(some_guest())
     assert firmware.platform_status()[2] == state
 
 
@@ -76,19 +77,19 @@ def test_every_command_in_every_state(firmware: Firmware, name: str, where: int)
 
 def test_a_state_that_changes(firmware: Firmware) -> None:
     platform = firmware._platform.legacy
-    handle = platform.admit("guest")
-    other = platform.admit("other")
+    handle = platform.admit(some_guest())
+    other = platform.admit(some_guest())
     assert (handle, other) == (1, 2)
     assert firmware.platform_status()[2] == WORKING
     assert int.from_bytes(firmware.platform_status()[8:12], "little") == 2
     del platform.guests[handle]
-    assert platform.admit("third") == handle
+    assert platform.admit(some_guest()) == handle
     platform.guests.clear()
     assert firmware.platform_status()[2] == INIT
     for _ in range(firmware_legacy.GUESTS_MAX):
-        platform.admit("many")
+        platform.admit(some_guest())
     with refused(status.RESOURCE_LIMIT):
-        platform.admit("too many")
+        platform.admit(some_guest())
     firmware.shutdown()
     assert firmware.platform_status()[2:] == bytes((UNINIT, 0, 0, 0, 0, firmware.version[2])) + bytes(4)
 

@@ -57,7 +57,7 @@ def test_a_host(start: Start, product: str) -> None:
     assert [each.bits for each in amd_certificate.split(host.firmware.ca.legacy_ca())] == [bits, bits]
     assert host.asids() == {"sev": (sev, 0), "sev_es": (es, 0)}
     assert (host.endorsements(), host.committed_tcb()) == ({}, None)
-    assert host.host_facts().technologies == ()
+    assert host.host_facts().technologies == ("sev", "sev-es")
 
 
 @pytest.mark.parametrize("product", LINES)
