@@ -20,7 +20,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from sev import __version__, products
 from sev.errors import UsageError
 from sev.host.facts import kernel_facts
-from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 from sevd.access.descriptors import Descriptors, Shared
 from sevd.access.gate import GateLimits
 from sevd.access.identity import Caller
@@ -31,6 +31,7 @@ from sevd.api.endorsement import EndorsementSkin
 from sevd.api.guest import GuestSkin
 from sevd.api.host import HostSkin
 from sevd.api.server import Server, ServerLimits
+from sevd.api.sev_platform import SevPlatformSkin
 from sevd.api.simulator import NoSimulatorSkin, SimulatorSkin
 from sevd.api.snp_platform import SnpPlatformSkin
 from sevd.appearing import PAUSE_SECONDS, Appearing
@@ -47,6 +48,7 @@ from sevd.opening import LateEndorsements
 from sevd.platform.check import HostChecker
 from sevd.platform.device import PlatformDevice
 from sevd.platform.host import HostPlatform
+from sevd.platform.sev import SevPlatform
 from sevd.platform.snp import SnpPlatform
 from sevd.state import StateDirectory
 
@@ -115,14 +117,27 @@ class Assembly:
         )
         folder = state.folder("endorsements")
         self._endorsements = LateEndorsements(lambda: self._make_endorsements(folder), self._identity)
+        product = products.by_name(parts.facts.product) if parts.facts.product else None
         self._platform = SnpPlatform(
             self._device,
             self.events,
-            product=products.by_name(parts.facts.product) if parts.facts.product else None,
+            product=product,
             committed_tcb=parts.committed_tcb,
             table=self._endorsements,
             quiet=quiet,
             changed=self.host.changed,
+        )
+        self._sev = SevPlatform(
+            self._device,
+            self.events,
+            product=product,
+            occupants=self.guests.occupants,
+            asids=parts.asids,
+            certificates=parts.sev_certificates,
+            simulated=parts.simulated,
+            quiet=quiet,
+            refresh=self.host.refresh,
+            renew=self._renew_endorsements,
         )
         self._appearing = Appearing(
             parts.missing,
@@ -199,7 +214,7 @@ class Assembly:
     def _skins(self) -> dict[ServiceDescriptor, Skin]:
         services = {
             name: service
-            for module in (host_pb2, snp_platform_pb2, guest_pb2, endorsement_pb2, simulator_pb2)
+            for module in (host_pb2, snp_platform_pb2, sev_platform_pb2, guest_pb2, endorsement_pb2, simulator_pb2)
             for name, service in module.DESCRIPTOR.services_by_name.items()
         }
         simulator: Skin = NoSimulatorSkin()
@@ -212,6 +227,7 @@ class Assembly:
                 HostChecker(self.parts.host_reader, self._device, simulated=self.parts.simulated),
             ),
             "SnpPlatformService": SnpPlatformSkin(self._platform),
+            "SevPlatformService": SevPlatformSkin(self._sev),
             "GuestService": GuestSkin(self.guests),
             "EndorsementService": EndorsementSkin(self._endorsements),
             "SimulatorService": simulator,

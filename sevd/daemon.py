@@ -112,6 +112,7 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         roots=lambda: _roots(simulator.roots_pem()),
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
+        sev_certificates=simulator.sev_certificates,
         reader=lambda: SimulatedReader(simulator),
         close=simulator.close,
     )
@@ -189,6 +190,7 @@ def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> 
         reader=reader,
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
+        sev_certificates=simulator.sev_certificates,
         sev_path=simulator.sev_path,
         kvm_path=kvm_path,
         plain=settings.plain_guests and os.access(kvm_path, os.R_OK | os.W_OK),

@@ -36,6 +36,8 @@ class HostParts:
         plain: Plain guests are admitted, and can be had.
         committed_tcb: The committed TCB as a raw integer, where it can be known.
         endorsements: Certificates in DER by kind, where the host itself has them.
+        sev_certificates: What vouches for the chip in SEV's own form, where the host itself has it: the signed CEK
+            ("cek", 2084 bytes), and ASK and ARK in a row ("authorities").
         roots: The roots that its certificates end in. Loaded when asked for.
         reader: Makes a reader of the host, for its checks; None: this machine's, with the devices above.
         present: Whether the SEV device can be opened now; it may appear later.
@@ -57,6 +59,7 @@ class HostParts:
     plain: bool = False
     committed_tcb: Callable[[], int | None] = lambda: None
     endorsements: Callable[[], Mapping[str, bytes]] | None = None
+    sev_certificates: Callable[[], Mapping[str, bytes]] | None = None
     reader: Callable[[], Reader] | None = None
     present: Callable[[], bool] = lambda: True
     may_go: bool = False

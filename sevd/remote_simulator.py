@@ -93,6 +93,11 @@ class RemoteSimulator:
         found = packets.table(self._ask("endorsements"), "endorsements")
         return {kind: packets.octets(found, kind) for kind in found}
 
+    def sev_certificates(self) -> Mapping[str, bytes]:
+        """What vouches for the chip in SEV's own form: the signed CEK, ASK and ARK. Raises DeviceMissing."""
+        found = packets.table(self._ask("sev-certificates"), "certificates")
+        return {kind: packets.octets(found, kind) for kind in found}
+
     def roots_pem(self) -> bytes:
         """The root that its certificates end in: PEM."""
         return self._roots

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sev import guest_operations, hosted, hosted_plain, operations
+    from sev import guest_operations, hosted, hosted_plain, operations, sev_operations
     from sev.aio_run import AsyncGuestRun
     from sev.calls import Call, Failure, Operation, Stream
     from sev.mapped_memory import MappedMemory
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
-    hosted_plain = Later("sev.hosted_plain")
+    hosted_plain, sev_operations = Later("sev.hosted_plain"), Later("sev.sev_operations")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,6 +121,16 @@ class AsyncHost:
     snp_set_config = _Does(lambda: operations.snp_set_config)
     snp_reset_config = _Does(lambda: operations.snp_reset_config)
     vlek_load = _Does(lambda: operations.vlek_load)
+    sev_status = _Does(lambda: sev_operations.sev_status)
+    chip_ids = _Does(lambda: sev_operations.chip_ids)
+    export_platform = _Does(lambda: sev_operations.export_platform)
+    pek_csr = _Does(lambda: sev_operations.pek_csr)
+    reset_platform = _Does(lambda: sev_operations.reset_platform)
+    pek_generate = _Does(lambda: sev_operations.pek_generate)
+    pdh_generate = _Does(lambda: sev_operations.pdh_generate)
+    pek_import = _Does(lambda: sev_operations.pek_import)
+    own_platform = _Does(lambda: sev_operations.own_platform)
+    disown_platform = _Does(lambda: sev_operations.disown_platform)
     endorsements = _Does(lambda: operations.endorsements)
     import_endorsements = _Does(lambda: operations.import_endorsements)
     create_guest = _Does(lambda: guest_operations.create_guest)

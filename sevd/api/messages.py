@@ -9,11 +9,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sev.abi.tcb import TcbVersion
 from sev.errors import UsageError
-from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, snp_platform_pb2, types_pb2
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, snp_platform_pb2, types_pb2
 from sevd.events import Event
 from sevd.guests.model import Guest
 from sevd.guests.running import Moved
-from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SnpStatusView
+from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SevChainView, SevStatusView, SnpStatusView
 
 if TYPE_CHECKING:
     from sevd.endorsements.model import Endorsement, EndorsementSet
@@ -125,6 +125,33 @@ def snp_status(view: SnpStatusView) -> snp_platform_pb2.SnpStatus:
         ciphertext_hiding_cap=view.ciphertext_hiding_cap,
         ciphertext_hiding_en=view.ciphertext_hiding_en,
         raw=view.raw,
+    )
+
+
+def sev_status(view: SevStatusView) -> sev_platform_pb2.SevStatus:
+    """The status of the platform of SEV and SEV-ES."""
+    return sev_platform_pb2.SevStatus(
+        state=sev_platform_pb2.SevState.ValueType(view.state),
+        firmware_version=firmware_version(view.firmware_version),
+        externally_owned=view.externally_owned,
+        es_configured=view.es_configured,
+        guest_count=view.guest_count,
+        snp_initialized=view.snp_initialized,
+        raw=view.raw,
+    )
+
+
+def sev_chain(view: SevChainView) -> sev_platform_pb2.GetSevChainResponse:
+    """The certificates of that platform."""
+    return sev_platform_pb2.GetSevChainResponse(
+        pdh=view.pdh,
+        pek=view.pek,
+        oca=view.oca,
+        cek=view.cek,
+        signed_cek=view.signed_cek,
+        authorities=view.authorities,
+        chip_ids=view.chip_ids,
+        simulated=view.simulated,
     )
 
 

@@ -40,6 +40,7 @@ class Quiet:
         self._clock = clock
         self._launches: dict[str, float] = {}
         self._platform = 0
+        self._alone = 0
         self._changed = asyncio.Event()
 
     async def begin(self, launch: str) -> None:
@@ -47,6 +48,11 @@ class Quiet:
         while self._platform:
             await self._wait_change(None)
         self._launches[launch] = self._clock()
+
+    async def admit(self) -> None:
+        """A guest is to be created: waits while a platform command runs that no guest may meet."""
+        while self._alone:
+            await self._wait_change(None)
 
     def touch(self, launch: str) -> None:
         """A launch in flight takes a step."""
@@ -87,6 +93,17 @@ class Quiet:
             yield
         finally:
             self._platform -= 1
+            self._notify()
+
+    @asynccontextmanager
+    async def alone(self, command: str) -> AsyncIterator[None]:
+        """The same, and no guest is created meanwhile. Raises as `platform`."""
+        self._alone += 1
+        try:
+            async with self.platform(command):
+                yield
+        finally:
+            self._alone -= 1
             self._notify()
 
     async def _wait_change(self, seconds: float | None) -> None:

@@ -65,6 +65,7 @@ class Launcher:
         """Makes the machine of a guest whose id and limits are reserved; on failure gives everything back."""
         machine: GuestMachine | None = None
         try:
+            await self._quiet.admit()
             # A process takes its time to start: other guests' work goes on meanwhile.
             machine = await asyncio.to_thread(machines.make)
             await work.do(machine.create, guest.card())

@@ -56,6 +56,11 @@ class Registry:
         self._reserved.add((owner, guest_id))
         return guest_id
 
+    @property
+    def reserved(self) -> list[tuple[str, str]]:
+        """Owner and id of the guests that are being created."""
+        return sorted(self._reserved)
+
     def drop(self, owner: str, guest_id: str) -> None:
         """Gives a reserved id back."""
         self._reserved.discard((owner, guest_id))

@@ -98,6 +98,16 @@ class Guests:
         """How many guests there are, of everybody."""
         return len(self._registry)
 
+    def occupants(self) -> list[str]:
+        """The guests of everybody that hold something of the host, and those that are being created, a phrase each."""
+        there = [
+            f"the guest {guest.guest_id} of {guest.owner} ({guest.request.type.name.replace('_', '-')}, "
+            f"{guest.state.name.lower()})"
+            for guest in self._registry
+            if guest.machine is not None
+        ]
+        return [*there, *(f"the guest {name} of {owner} (being created)" for owner, name in self._registry.reserved)]
+
     def get(self, caller: Caller, guest_id: str) -> Guest:
         """One guest. Raises NotFound if it does not exist for this caller."""
         return self._registry.find(caller, guest_id).view()

@@ -132,3 +132,60 @@ class SnpStatusView:
     ciphertext_hiding_cap: bool
     ciphertext_hiding_en: bool
     raw: bytes
+
+
+class SevState(IntEnum):
+    """State of the platform of SEV and SEV-ES; the firmware's own numbers are one less."""
+
+    UNSPECIFIED = 0
+    UNINIT = 1
+    INIT = 2
+    WORKING = 3
+
+
+@record
+class SevStatusView:
+    """PLATFORM_STATUS, decoded (SEV API, PLATFORM_STATUS).
+
+    Attributes:
+        state: State.
+        firmware_version: Firmware version.
+        externally_owned: Somebody else than the platform itself owns it.
+        es_configured: SEV-ES is configured.
+        guest_count: SEV and SEV-ES guests that the firmware knows.
+        snp_initialized: SNP is initialised.
+        raw: The 12 bytes as the firmware gave them.
+    """
+
+    state: SevState
+    firmware_version: FirmwareVersion
+    externally_owned: bool
+    es_configured: bool
+    guest_count: int
+    snp_initialized: bool
+    raw: bytes
+
+
+@record
+class SevChainView:
+    """A platform's certificates, 2084 bytes each.
+
+    Attributes:
+        pdh: As the firmware gave it.
+        pek: The same.
+        oca: The same.
+        cek: The same: unsigned.
+        chip_ids: Identifiers, 64 bytes for each socket; empty where the firmware tells none.
+        signed_cek: The CEK's certificate with its issuer's signature, where the host has it; else empty.
+        authorities: ASK and ARK in a row that go with it; else empty.
+        simulated: The chain ends in the simulator's root.
+    """
+
+    pdh: bytes
+    pek: bytes
+    oca: bytes
+    cek: bytes
+    chip_ids: tuple[bytes, ...]
+    signed_cek: bytes
+    authorities: bytes
+    simulated: bool

@@ -144,6 +144,11 @@ def _endorsements(session: Session, message: Message) -> Message:
     return {"endorsements": {kind: der.hex() for kind, der in session.simulator.endorsements().items()}}
 
 
+def _sev_certificates(session: Session, message: Message) -> Message:
+    del message
+    return {"certificates": {kind: data.hex() for kind, data in session.simulator.sev_certificates().items()}}
+
+
 def _fault(session: Session, message: Message) -> Message:
     session.need_authority()
     session.simulator.inject(faults.parse(packets.text(message, "spec")))
@@ -181,6 +186,7 @@ OPERATIONS: Mapping[str, Callable[[Session, Message], Message]] = {
     "host": _host,
     "committed": _committed,
     "endorsements": _endorsements,
+    "sev-certificates": _sev_certificates,
     "fault": _fault,
     "faults": _faults,
     "power-loss": _power_loss,

@@ -26,7 +26,7 @@ from sev.host.result import TECHNOLOGIES
 from sev.host.verdict import CHECKS
 from sev.measurement import vcpu_types, vmm
 from sev.measurement.sample import sample_firmware
-from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 from sevd import config
 from sevd.__main__ import _parser as sevd_parser
 from sevd.api.faults import code_of
@@ -39,7 +39,7 @@ from tests.support.served_guest import served_guest
 
 SERVICES = [
     service
-    for module in (endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2)
+    for module in (endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 BLOCKS = [block for page in docs.pages() for block in docs.blocks(page)]

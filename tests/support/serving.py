@@ -14,7 +14,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 from sevd.access.gate import GateLimits
 from sevd.access.listeners import CLIENT, Kind, bind
 from sevd.access.policy import AccessPolicy
@@ -26,7 +26,7 @@ from sevd.journal import Journal
 
 SERVICES: tuple[ServiceDescriptor, ...] = tuple(
     service
-    for module in (host_pb2, snp_platform_pb2, guest_pb2, endorsement_pb2, simulator_pb2)
+    for module in (host_pb2, snp_platform_pb2, sev_platform_pb2, guest_pb2, endorsement_pb2, simulator_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 METHODS: list[Method] = methods_of(SERVICES)

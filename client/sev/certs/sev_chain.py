@@ -45,6 +45,13 @@ class ChainIncomplete(Undecided):
     default_remedy = "A whole chain is PDH, PEK, OCA and CEK: see sev platform export."
 
 
+class WrongCek(NotGenuine):
+    """A CEK's certificate is not that of this chip."""
+
+    reason = "WRONG_CEK"
+    default_remedy = "Fetch the CEK again, by this chip's identifier (sev platform id)."
+
+
 class ChainInvalid(NotGenuine):
     """A step of a chain's verification failed; `steps` has all of them."""
 
@@ -212,6 +219,27 @@ def verify(chain: SevChain, *, roots: SevRoots | None = None) -> VerifiedChain:
             invalid.steps = tuple(steps)
             raise invalid from error
     return VerifiedChain(chain, product, tuple(steps))
+
+
+def same_cek(signed: bytes, exported: bytes) -> SevCertificate:
+    """The signed certificate of a CEK, if it is of the same key as the unsigned one that the firmware exports.
+
+    Use, algorithm and key are compared; the API versions differ (AMD's service writes 0.14, a platform its own).
+
+    Args:
+        signed: 2084 bytes.
+        exported: 2084 bytes.
+
+    Raises:
+        MalformedInput: One of them is no certificate.
+        WrongCek: They are of two keys.
+    """
+    certificate, bare = SevCertificate.read(signed, "signed CEK"), SevCertificate.read(exported, "exported CEK")
+    if certificate.usage != abi.CEK:
+        raise WrongCek(f"CEK: it is a certificate of {certificate.name}", field="CEK")
+    if (certificate.algorithm, certificate.key) != (bare.algorithm, bare.key):
+        raise WrongCek("CEK: its key is not the one that this chip exports", field="CEK")
+    return certificate
 
 
 def issuer_of(cek: SevCertificate, authorities: Iterable[AmdCertificate], roots: SevRoots) -> AmdCertificate | None:

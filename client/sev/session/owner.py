@@ -8,6 +8,10 @@ from sev.certs import sev_signatures
 from sev.errors import UsageError
 from sev.measurement.id_block import load_private_key
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def sign_request(request: SevCertificate, oca: SevCertificate, key: bytes) -> SevCertificate:
     """A platform's PEK, signed by its owner in slot 1.
@@ -23,6 +27,13 @@ def sign_request(request: SevCertificate, oca: SevCertificate, key: bytes) -> Se
     """
     if request.usage != abi.PEK:
         raise UsageError(f"the request is a {request.name}, expected a PEK", field="csr")
+    private = check_owner(oca, key)
+    request.public_key()
+    return sev_signatures.sign(request, private, abi.OCA, slot=1)
+
+
+def check_owner(oca: SevCertificate, key: bytes) -> Any:
+    """The private key of an owner's certificate (pyca's EllipticCurvePrivateKey). Raises as `sign_request`."""
     if oca.usage != abi.OCA:
         raise UsageError(f"the owner's certificate is a {oca.name}, expected an OCA", field="oca_cert")
     private = load_private_key(key, "owner's key")
@@ -32,5 +43,4 @@ def sign_request(request: SevCertificate, oca: SevCertificate, key: bytes) -> Se
             remedy="Both are made together: sev certs generate.",
             field="oca_key",
         )
-    request.public_key()
-    return sev_signatures.sign(request, private, abi.OCA, slot=1)
+    return private

@@ -26,7 +26,7 @@ from sev.v1 import options_pb2 as sev_dot_v1_dot_options__pb2
 from sev.v1 import types_pb2 as sev_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sev/v1/sev_platform.proto\x12\x06sev.v1\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\xcb\x01\n\tSevStatus\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.sev.v1.SevState\x12\x31\n\x10\x66irmware_version\x18\x02 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x18\n\x10\x65xternally_owned\x18\x03 \x01(\x08\x12\x15\n\res_configured\x18\x04 \x01(\x08\x12\x13\n\x0bguest_count\x18\x05 \x01(\r\x12\x17\n\x0fsnp_initialized\x18\x06 \x01(\x08\x12\x0b\n\x03raw\x18\x07 \x01(\x0c\"\x15\n\x13GetSevStatusRequest\"9\n\x14GetSevStatusResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"\x13\n\x11GetChipIdsRequest\"&\n\x12GetChipIdsResponse\x12\x10\n\x08\x63hip_ids\x18\x01 \x03(\x0c\"(\n\x15\x45xportSevChainRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\"\x9a\x01\n\x16\x45xportSevChainResponse\x12\x0b\n\x03pdh\x18\x01 \x01(\x0c\x12\x0b\n\x03pek\x18\x02 \x01(\x0c\x12\x0b\n\x03oca\x18\x03 \x01(\x0c\x12\x0b\n\x03\x63\x65k\x18\x04 \x01(\x0c\x12\x12\n\nsigned_cek\x18\x05 \x01(\x0c\x12\x13\n\x0b\x61uthorities\x18\x06 \x01(\x0c\x12\x10\n\x08\x63hip_ids\x18\x07 \x03(\x0c\x12\x11\n\tsimulated\x18\x08 \x01(\x08\"+\n\x18RequestPekSigningRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\"(\n\x19RequestPekSigningResponse\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"U\n\x17ResetSevPlatformRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\x18ResetSevPlatformResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"P\n\x12GeneratePekRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"8\n\x13GeneratePekResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"P\n\x12GeneratePdhRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"8\n\x13GeneratePdhResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"h\n\x10ImportPekRequest\x12\x0b\n\x03pek\x18\x01 \x01(\x0c\x12\x0b\n\x03oca\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63onfirm\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"6\n\x11ImportPekResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus*f\n\x08SevState\x12\x19\n\x15SEV_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10SEV_STATE_UNINIT\x10\x01\x12\x12\n\x0eSEV_STATE_INIT\x10\x02\x12\x15\n\x11SEV_STATE_WORKING\x10\x03\x32\xd6\x05\n\x12SevPlatformService\x12U\n\x0cGetSevStatus\x12\x1b.sev.v1.GetSevStatusRequest\x1a\x1c.sev.v1.GetSevStatusResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12O\n\nGetChipIds\x12\x19.sev.v1.GetChipIdsRequest\x1a\x1a.sev.v1.GetChipIdsResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12[\n\x0e\x45xportSevChain\x12\x1d.sev.v1.ExportSevChainRequest\x1a\x1e.sev.v1.ExportSevChainResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12\x64\n\x11RequestPekSigning\x12 .sev.v1.RequestPekSigningRequest\x1a!.sev.v1.RequestPekSigningResponse\"\n\xda\xe2\x18\x06\x08\x03\x10\x01 \x01\x12\x61\n\x10ResetSevPlatform\x12\x1f.sev.v1.ResetSevPlatformRequest\x1a .sev.v1.ResetSevPlatformResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x12R\n\x0bGeneratePek\x12\x1a.sev.v1.GeneratePekRequest\x1a\x1b.sev.v1.GeneratePekResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x12P\n\x0bGeneratePdh\x12\x1a.sev.v1.GeneratePdhRequest\x1a\x1b.sev.v1.GeneratePdhResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x12L\n\tImportPek\x12\x18.sev.v1.ImportPekRequest\x1a\x19.sev.v1.ImportPekResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sev/v1/sev_platform.proto\x12\x06sev.v1\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\xcb\x01\n\tSevStatus\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.sev.v1.SevState\x12\x31\n\x10\x66irmware_version\x18\x02 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x18\n\x10\x65xternally_owned\x18\x03 \x01(\x08\x12\x15\n\res_configured\x18\x04 \x01(\x08\x12\x13\n\x0bguest_count\x18\x05 \x01(\r\x12\x17\n\x0fsnp_initialized\x18\x06 \x01(\x08\x12\x0b\n\x03raw\x18\x07 \x01(\x0c\"\x15\n\x13GetSevStatusRequest\"9\n\x14GetSevStatusResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"\x13\n\x11GetChipIdsRequest\"&\n\x12GetChipIdsResponse\x12\x10\n\x08\x63hip_ids\x18\x01 \x03(\x0c\"%\n\x12GetSevChainRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\"\x97\x01\n\x13GetSevChainResponse\x12\x0b\n\x03pdh\x18\x01 \x01(\x0c\x12\x0b\n\x03pek\x18\x02 \x01(\x0c\x12\x0b\n\x03oca\x18\x03 \x01(\x0c\x12\x0b\n\x03\x63\x65k\x18\x04 \x01(\x0c\x12\x12\n\nsigned_cek\x18\x05 \x01(\x0c\x12\x13\n\x0b\x61uthorities\x18\x06 \x01(\x0c\x12\x10\n\x08\x63hip_ids\x18\x07 \x03(\x0c\x12\x11\n\tsimulated\x18\x08 \x01(\x08\"+\n\x18RequestPekSigningRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\"(\n\x19RequestPekSigningResponse\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"U\n\x17ResetSevPlatformRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\x18ResetSevPlatformResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"P\n\x12GeneratePekRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"8\n\x13GeneratePekResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"P\n\x12GeneratePdhRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"8\n\x13GeneratePdhResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus\"h\n\x10ImportPekRequest\x12\x0b\n\x03pek\x18\x01 \x01(\x0c\x12\x0b\n\x03oca\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63onfirm\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"6\n\x11ImportPekResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SevStatus*f\n\x08SevState\x12\x19\n\x15SEV_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10SEV_STATE_UNINIT\x10\x01\x12\x12\n\x0eSEV_STATE_INIT\x10\x02\x12\x15\n\x11SEV_STATE_WORKING\x10\x03\x32\xcd\x05\n\x12SevPlatformService\x12U\n\x0cGetSevStatus\x12\x1b.sev.v1.GetSevStatusRequest\x1a\x1c.sev.v1.GetSevStatusResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12O\n\nGetChipIds\x12\x19.sev.v1.GetChipIdsRequest\x1a\x1a.sev.v1.GetChipIdsResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12R\n\x0bGetSevChain\x12\x1a.sev.v1.GetSevChainRequest\x1a\x1b.sev.v1.GetSevChainResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12\x64\n\x11RequestPekSigning\x12 .sev.v1.RequestPekSigningRequest\x1a!.sev.v1.RequestPekSigningResponse\"\n\xda\xe2\x18\x06\x08\x03\x10\x01 \x01\x12\x61\n\x10ResetSevPlatform\x12\x1f.sev.v1.ResetSevPlatformRequest\x1a .sev.v1.ResetSevPlatformResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x12R\n\x0bGeneratePek\x12\x1a.sev.v1.GeneratePekRequest\x1a\x1b.sev.v1.GeneratePekResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x12P\n\x0bGeneratePdh\x12\x1a.sev.v1.GeneratePdhRequest\x1a\x1b.sev.v1.GeneratePdhResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x12L\n\tImportPek\x12\x18.sev.v1.ImportPekRequest\x1a\x19.sev.v1.ImportPekResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['GetSevStatus']._serialized_options = b'\332\342\030\006\010\001\020\001 \001'
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['GetChipIds']._loaded_options = None
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['GetChipIds']._serialized_options = b'\332\342\030\006\010\001\020\001 \001'
-  _globals['_SEVPLATFORMSERVICE'].methods_by_name['ExportSevChain']._loaded_options = None
-  _globals['_SEVPLATFORMSERVICE'].methods_by_name['ExportSevChain']._serialized_options = b'\332\342\030\006\010\001\020\001 \001'
+  _globals['_SEVPLATFORMSERVICE'].methods_by_name['GetSevChain']._loaded_options = None
+  _globals['_SEVPLATFORMSERVICE'].methods_by_name['GetSevChain']._serialized_options = b'\332\342\030\006\010\001\020\001 \001'
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['RequestPekSigning']._loaded_options = None
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['RequestPekSigning']._serialized_options = b'\332\342\030\006\010\003\020\001 \001'
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['ResetSevPlatform']._loaded_options = None
@@ -49,8 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['GeneratePdh']._serialized_options = b'\332\342\030\004\010\003 \001'
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['ImportPek']._loaded_options = None
   _globals['_SEVPLATFORMSERVICE'].methods_by_name['ImportPek']._serialized_options = b'\332\342\030\006\010\003\030\001 \001'
-  _globals['_SEVSTATE']._serialized_start=1306
-  _globals['_SEVSTATE']._serialized_end=1408
+  _globals['_SEVSTATE']._serialized_start=1300
+  _globals['_SEVSTATE']._serialized_end=1402
   _globals['_SEVSTATUS']._serialized_start=80
   _globals['_SEVSTATUS']._serialized_end=283
   _globals['_GETSEVSTATUSREQUEST']._serialized_start=285
@@ -61,30 +61,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCHIPIDSREQUEST']._serialized_end=386
   _globals['_GETCHIPIDSRESPONSE']._serialized_start=388
   _globals['_GETCHIPIDSRESPONSE']._serialized_end=426
-  _globals['_EXPORTSEVCHAINREQUEST']._serialized_start=428
-  _globals['_EXPORTSEVCHAINREQUEST']._serialized_end=468
-  _globals['_EXPORTSEVCHAINRESPONSE']._serialized_start=471
-  _globals['_EXPORTSEVCHAINRESPONSE']._serialized_end=625
-  _globals['_REQUESTPEKSIGNINGREQUEST']._serialized_start=627
-  _globals['_REQUESTPEKSIGNINGREQUEST']._serialized_end=670
-  _globals['_REQUESTPEKSIGNINGRESPONSE']._serialized_start=672
-  _globals['_REQUESTPEKSIGNINGRESPONSE']._serialized_end=712
-  _globals['_RESETSEVPLATFORMREQUEST']._serialized_start=714
-  _globals['_RESETSEVPLATFORMREQUEST']._serialized_end=799
-  _globals['_RESETSEVPLATFORMRESPONSE']._serialized_start=801
-  _globals['_RESETSEVPLATFORMRESPONSE']._serialized_end=862
-  _globals['_GENERATEPEKREQUEST']._serialized_start=864
-  _globals['_GENERATEPEKREQUEST']._serialized_end=944
-  _globals['_GENERATEPEKRESPONSE']._serialized_start=946
-  _globals['_GENERATEPEKRESPONSE']._serialized_end=1002
-  _globals['_GENERATEPDHREQUEST']._serialized_start=1004
-  _globals['_GENERATEPDHREQUEST']._serialized_end=1084
-  _globals['_GENERATEPDHRESPONSE']._serialized_start=1086
-  _globals['_GENERATEPDHRESPONSE']._serialized_end=1142
-  _globals['_IMPORTPEKREQUEST']._serialized_start=1144
-  _globals['_IMPORTPEKREQUEST']._serialized_end=1248
-  _globals['_IMPORTPEKRESPONSE']._serialized_start=1250
-  _globals['_IMPORTPEKRESPONSE']._serialized_end=1304
-  _globals['_SEVPLATFORMSERVICE']._serialized_start=1411
-  _globals['_SEVPLATFORMSERVICE']._serialized_end=2137
+  _globals['_GETSEVCHAINREQUEST']._serialized_start=428
+  _globals['_GETSEVCHAINREQUEST']._serialized_end=465
+  _globals['_GETSEVCHAINRESPONSE']._serialized_start=468
+  _globals['_GETSEVCHAINRESPONSE']._serialized_end=619
+  _globals['_REQUESTPEKSIGNINGREQUEST']._serialized_start=621
+  _globals['_REQUESTPEKSIGNINGREQUEST']._serialized_end=664
+  _globals['_REQUESTPEKSIGNINGRESPONSE']._serialized_start=666
+  _globals['_REQUESTPEKSIGNINGRESPONSE']._serialized_end=706
+  _globals['_RESETSEVPLATFORMREQUEST']._serialized_start=708
+  _globals['_RESETSEVPLATFORMREQUEST']._serialized_end=793
+  _globals['_RESETSEVPLATFORMRESPONSE']._serialized_start=795
+  _globals['_RESETSEVPLATFORMRESPONSE']._serialized_end=856
+  _globals['_GENERATEPEKREQUEST']._serialized_start=858
+  _globals['_GENERATEPEKREQUEST']._serialized_end=938
+  _globals['_GENERATEPEKRESPONSE']._serialized_start=940
+  _globals['_GENERATEPEKRESPONSE']._serialized_end=996
+  _globals['_GENERATEPDHREQUEST']._serialized_start=998
+  _globals['_GENERATEPDHREQUEST']._serialized_end=1078
+  _globals['_GENERATEPDHRESPONSE']._serialized_start=1080
+  _globals['_GENERATEPDHRESPONSE']._serialized_end=1136
+  _globals['_IMPORTPEKREQUEST']._serialized_start=1138
+  _globals['_IMPORTPEKREQUEST']._serialized_end=1242
+  _globals['_IMPORTPEKRESPONSE']._serialized_start=1244
+  _globals['_IMPORTPEKRESPONSE']._serialized_end=1298
+  _globals['_SEVPLATFORMSERVICE']._serialized_start=1405
+  _globals['_SEVPLATFORMSERVICE']._serialized_end=2122
 # @@protoc_insertion_point(module_scope)

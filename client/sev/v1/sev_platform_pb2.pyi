@@ -159,7 +159,7 @@ class GetChipIdsResponse(google.protobuf.message.Message):
 Global___GetChipIdsResponse: typing_extensions.TypeAlias = GetChipIdsResponse
 
 @typing.final
-class ExportSevChainRequest(google.protobuf.message.Message):
+class GetSevChainRequest(google.protobuf.message.Message):
     """Asks for the platform's certificates."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -174,10 +174,10 @@ class ExportSevChainRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["confirm", b"confirm"]) -> None: ...
 
-Global___ExportSevChainRequest: typing_extensions.TypeAlias = ExportSevChainRequest
+Global___GetSevChainRequest: typing_extensions.TypeAlias = GetSevChainRequest
 
 @typing.final
-class ExportSevChainResponse(google.protobuf.message.Message):
+class GetSevChainResponse(google.protobuf.message.Message):
     """The platform's certificates, 2084 bytes each."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -222,7 +222,7 @@ class ExportSevChainResponse(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["authorities", b"authorities", "cek", b"cek", "chip_ids", b"chip_ids", "oca", b"oca", "pdh", b"pdh", "pek", b"pek", "signed_cek", b"signed_cek", "simulated", b"simulated"]) -> None: ...
 
-Global___ExportSevChainResponse: typing_extensions.TypeAlias = ExportSevChainResponse
+Global___GetSevChainResponse: typing_extensions.TypeAlias = GetSevChainResponse
 
 @typing.final
 class RequestPekSigningRequest(google.protobuf.message.Message):

@@ -49,10 +49,10 @@ class SevPlatformServiceStub(object):
                 request_serializer=sev_dot_v1_dot_sev__platform__pb2.GetChipIdsRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_sev__platform__pb2.GetChipIdsResponse.FromString,
                 _registered_method=True)
-        self.ExportSevChain = channel.unary_unary(
-                '/sev.v1.SevPlatformService/ExportSevChain',
-                request_serializer=sev_dot_v1_dot_sev__platform__pb2.ExportSevChainRequest.SerializeToString,
-                response_deserializer=sev_dot_v1_dot_sev__platform__pb2.ExportSevChainResponse.FromString,
+        self.GetSevChain = channel.unary_unary(
+                '/sev.v1.SevPlatformService/GetSevChain',
+                request_serializer=sev_dot_v1_dot_sev__platform__pb2.GetSevChainRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_sev__platform__pb2.GetSevChainResponse.FromString,
                 _registered_method=True)
         self.RequestPekSigning = channel.unary_unary(
                 '/sev.v1.SevPlatformService/RequestPekSigning',
@@ -103,7 +103,7 @@ class SevPlatformServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ExportSevChain(self, request, context):
+    def GetSevChain(self, request, context):
         """PDH_CERT_EXPORT: the platform's certificates, as the firmware gives them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -158,10 +158,10 @@ def add_SevPlatformServiceServicer_to_server(servicer, server):
                     request_deserializer=sev_dot_v1_dot_sev__platform__pb2.GetChipIdsRequest.FromString,
                     response_serializer=sev_dot_v1_dot_sev__platform__pb2.GetChipIdsResponse.SerializeToString,
             ),
-            'ExportSevChain': grpc.unary_unary_rpc_method_handler(
-                    servicer.ExportSevChain,
-                    request_deserializer=sev_dot_v1_dot_sev__platform__pb2.ExportSevChainRequest.FromString,
-                    response_serializer=sev_dot_v1_dot_sev__platform__pb2.ExportSevChainResponse.SerializeToString,
+            'GetSevChain': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSevChain,
+                    request_deserializer=sev_dot_v1_dot_sev__platform__pb2.GetSevChainRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_sev__platform__pb2.GetSevChainResponse.SerializeToString,
             ),
             'RequestPekSigning': grpc.unary_unary_rpc_method_handler(
                     servicer.RequestPekSigning,
@@ -259,7 +259,7 @@ class SevPlatformService(object):
             _registered_method=True)
 
     @staticmethod
-    def ExportSevChain(request,
+    def GetSevChain(request,
             target,
             options=(),
             channel_credentials=None,
@@ -272,9 +272,9 @@ class SevPlatformService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/sev.v1.SevPlatformService/ExportSevChain',
-            sev_dot_v1_dot_sev__platform__pb2.ExportSevChainRequest.SerializeToString,
-            sev_dot_v1_dot_sev__platform__pb2.ExportSevChainResponse.FromString,
+            '/sev.v1.SevPlatformService/GetSevChain',
+            sev_dot_v1_dot_sev__platform__pb2.GetSevChainRequest.SerializeToString,
+            sev_dot_v1_dot_sev__platform__pb2.GetSevChainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,19 +57,19 @@ _SevPlatformServiceGetChipIdsType = typing_extensions.TypeVar(
     ],
 )
 
-_SevPlatformServiceExportSevChainType = typing_extensions.TypeVar(
-    '_SevPlatformServiceExportSevChainType',
+_SevPlatformServiceGetSevChainType = typing_extensions.TypeVar(
+    '_SevPlatformServiceGetSevChainType',
     grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ExportSevChainRequest,
-        sev.v1.sev_platform_pb2.ExportSevChainResponse,
+        sev.v1.sev_platform_pb2.GetSevChainRequest,
+        sev.v1.sev_platform_pb2.GetSevChainResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ExportSevChainRequest,
-        sev.v1.sev_platform_pb2.ExportSevChainResponse,
+        sev.v1.sev_platform_pb2.GetSevChainRequest,
+        sev.v1.sev_platform_pb2.GetSevChainResponse,
     ],
     default=grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ExportSevChainRequest,
-        sev.v1.sev_platform_pb2.ExportSevChainResponse,
+        sev.v1.sev_platform_pb2.GetSevChainRequest,
+        sev.v1.sev_platform_pb2.GetSevChainResponse,
     ],
 )
 
@@ -153,7 +153,7 @@ _SevPlatformServiceImportPekType = typing_extensions.TypeVar(
     ],
 )
 
-class SevPlatformServiceStub(typing.Generic[_SevPlatformServiceGetSevStatusType, _SevPlatformServiceGetChipIdsType, _SevPlatformServiceExportSevChainType, _SevPlatformServiceRequestPekSigningType, _SevPlatformServiceResetSevPlatformType, _SevPlatformServiceGeneratePekType, _SevPlatformServiceGeneratePdhType, _SevPlatformServiceImportPekType]):
+class SevPlatformServiceStub(typing.Generic[_SevPlatformServiceGetSevStatusType, _SevPlatformServiceGetChipIdsType, _SevPlatformServiceGetSevChainType, _SevPlatformServiceRequestPekSigningType, _SevPlatformServiceResetSevPlatformType, _SevPlatformServiceGeneratePekType, _SevPlatformServiceGeneratePdhType, _SevPlatformServiceImportPekType]):
     """Reads and changes the platform of SEV and SEV-ES.
 
     While the state is UNINIT, a command that needs the platform has the kernel initialise it for that command alone,
@@ -172,8 +172,8 @@ class SevPlatformServiceStub(typing.Generic[_SevPlatformServiceGetSevStatusType,
             sev.v1.sev_platform_pb2.GetChipIdsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
-            sev.v1.sev_platform_pb2.ExportSevChainRequest,
-            sev.v1.sev_platform_pb2.ExportSevChainResponse,
+            sev.v1.sev_platform_pb2.GetSevChainRequest,
+            sev.v1.sev_platform_pb2.GetSevChainResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             sev.v1.sev_platform_pb2.RequestPekSigningRequest,
@@ -208,8 +208,8 @@ class SevPlatformServiceStub(typing.Generic[_SevPlatformServiceGetSevStatusType,
             sev.v1.sev_platform_pb2.GetChipIdsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
-            sev.v1.sev_platform_pb2.ExportSevChainRequest,
-            sev.v1.sev_platform_pb2.ExportSevChainResponse,
+            sev.v1.sev_platform_pb2.GetSevChainRequest,
+            sev.v1.sev_platform_pb2.GetSevChainResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             sev.v1.sev_platform_pb2.RequestPekSigningRequest,
@@ -239,7 +239,7 @@ class SevPlatformServiceStub(typing.Generic[_SevPlatformServiceGetSevStatusType,
     GetChipIds: _SevPlatformServiceGetChipIdsType
     """GET_ID2: the identifiers of the chips."""
 
-    ExportSevChain: _SevPlatformServiceExportSevChainType
+    GetSevChain: _SevPlatformServiceGetSevChainType
     """PDH_CERT_EXPORT: the platform's certificates, as the firmware gives them."""
 
     RequestPekSigning: _SevPlatformServiceRequestPekSigningType
@@ -267,8 +267,8 @@ SevPlatformServiceAsyncStub: typing_extensions.TypeAlias = SevPlatformServiceStu
         sev.v1.sev_platform_pb2.GetChipIdsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ExportSevChainRequest,
-        sev.v1.sev_platform_pb2.ExportSevChainResponse,
+        sev.v1.sev_platform_pb2.GetSevChainRequest,
+        sev.v1.sev_platform_pb2.GetSevChainResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.RequestPekSigningRequest,
@@ -317,11 +317,11 @@ class SevPlatformServiceServicer(metaclass=abc.ABCMeta):
         """GET_ID2: the identifiers of the chips."""
 
     @abc.abstractmethod
-    def ExportSevChain(
+    def GetSevChain(
         self,
-        request: sev.v1.sev_platform_pb2.ExportSevChainRequest,
+        request: sev.v1.sev_platform_pb2.GetSevChainRequest,
         context: _ServicerContext,
-    ) -> typing.Union[sev.v1.sev_platform_pb2.ExportSevChainResponse, collections.abc.Awaitable[sev.v1.sev_platform_pb2.ExportSevChainResponse]]:
+    ) -> typing.Union[sev.v1.sev_platform_pb2.GetSevChainResponse, collections.abc.Awaitable[sev.v1.sev_platform_pb2.GetSevChainResponse]]:
         """PDH_CERT_EXPORT: the platform's certificates, as the firmware gives them."""
 
     @abc.abstractmethod

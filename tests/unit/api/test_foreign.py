@@ -81,6 +81,7 @@ async def test_reflection_lists_what_is_offered(tmp_path: Path) -> None:
     assert names == {
         "sev.v1.HostService",
         "sev.v1.SnpPlatformService",
+        "sev.v1.SevPlatformService",
         "sev.v1.GuestService",
         "sev.v1.EndorsementService",
         "grpc.health.v1.Health",

@@ -12,13 +12,22 @@ from sev import products
 from sev.abi.tcb import TcbVersion
 from sev.errors import UsageError
 from sev.host.facts import KernelFacts
-from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, simulator_pb2, snp_platform_pb2, types_pb2
+from sev.v1 import (
+    endorsement_pb2,
+    guest_pb2,
+    host_pb2,
+    options_pb2,
+    sev_platform_pb2,
+    simulator_pb2,
+    snp_platform_pb2,
+    types_pb2,
+)
 from sevd.access.roles import Role
 from sevd.api import messages
 from sevd.endorsements.model import Endorsement, EndorsementKind, EndorsementSet
 from sevd.events import Event
 from sevd.guests.model import Guest, GuestState, GuestType, PageType
-from sevd.platform.views import AsidUse, DeviceHealth, FirmwareVersion, HostView, SnpState, SnpStatusView
+from sevd.platform.views import AsidUse, DeviceHealth, FirmwareVersion, HostView, SevState, SnpState, SnpStatusView
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 500000, tzinfo=UTC)
 GENOA_TCB = TcbVersion.of(products.GENOA, bootloader=9, tee=0, snp=23, microcode=72)
@@ -34,6 +43,7 @@ TURIN_TCB = TcbVersion.of(products.TURIN, fmc=1, bootloader=2, tee=3, snp=4, mic
         (PageType, guest_pb2.PageType, "PAGE_TYPE_"),
         (DeviceHealth, host_pb2.DeviceHealth, "DEVICE_HEALTH_"),
         (SnpState, snp_platform_pb2.SnpState, "SNP_STATE_"),
+        (SevState, sev_platform_pb2.SevState, "SEV_STATE_"),
         (EndorsementKind, endorsement_pb2.EndorsementKind, "ENDORSEMENT_KIND_"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

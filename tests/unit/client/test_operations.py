@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sev import aio, client, errors, guest_operations, hosted, hosted_plain, operations, running
+from sev import aio, client, errors, guest_operations, hosted, hosted_plain, operations, running, sev_operations
 from sev.calls import Call, Stream
-from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, simulator_pb2, snp_platform_pb2
+from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 
 if TYPE_CHECKING:
     from sev.calls import Operation
 
-_FILES = (endorsement_pb2, guest_pb2, host_pb2, simulator_pb2, snp_platform_pb2)
+_FILES = (endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2)
 _METHODS: dict[str, Any] = {
     f"{service.name}/{method.name}": method
     for module in _FILES
@@ -29,6 +29,9 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "snp_commit": ((), {"confirm": True}),
     "vlek_load": ((bytes(432),), {}),
     "import_endorsements": (([b"x"],), {}),
+    "reset_platform": ((), {"confirm": True}),
+    "pek_generate": ((), {"confirm": True}),
+    "pek_import": ((bytes(2084), bytes(2084)), {"confirm": True}),
     "create_guest": ((), {"memory_bytes": 4096, "firmware_bytes": 4096, "vcpu_count": 1, "cpuid_signature": 1}),
     "load_memory": (("guest-id", [(0, b"x")]), {}),
     "start_launch": (("guest-id",), {"policy": 0x30000}),
@@ -41,7 +44,7 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "guest_key": (("guest-id",), {}),
 }
 
-_COMPOSED = ("launch_plan", "launch_snp", "launch_plain")
+_COMPOSED = ("launch_plan", "launch_snp", "launch_plain", "own_platform", "disown_platform")
 
 
 def _names(cls: type) -> list[str]:
@@ -75,7 +78,7 @@ def test_both_clients_offer_the_same() -> None:
 def test_every_operation_is_offered() -> None:
     public = {
         name
-        for module in (operations, guest_operations, hosted, hosted_plain)
+        for module in (operations, sev_operations, guest_operations, hosted, hosted_plain)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
