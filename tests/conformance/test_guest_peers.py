@@ -54,9 +54,7 @@ class Guest:
     def snpguest(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs snpguest as in the guest."""
         inside = {"/dev/sev-guest": self.device, "/dev/cpu/0/msr": self.files / "msr"}
-        empty = self.folder / "dev"
-        empty.mkdir(exist_ok=True)
-        return run_inside(empty, inside, [str(peer("snpguest")), *arguments])
+        return run_inside(inside, [str(peer("snpguest")), *arguments])
 
     def attest(self, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs attest on the device."""
@@ -71,9 +69,7 @@ class Guest:
 
     def attest_by_configfs(self, out: Path) -> subprocess.CompletedProcess[str]:
         """Runs attest on the report folder."""
-        empty = self.folder / "dev"
-        empty.mkdir(exist_ok=True)
-        return run_inside(empty, {REPORT_FOLDER: self.reports}, [str(peer("attest")), *_attest(out)])
+        return run_inside({REPORT_FOLDER: self.reports}, [str(peer("attest")), *_attest(out)])
 
     def check(self, evidence: Path) -> subprocess.CompletedProcess[str]:
         """Runs check on evidence, with the simulator's roots."""
