@@ -8,36 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sev.guest import tsm as configfs
 from sevd.simulator import Simulator
 from sevd.simulator.device_directory import DeviceDirectory
 from sevd.simulator.guest_channel import Patience
 from sevd.simulator.guest_nodes import GuestDevices
 from sevd.simulator.serving import Options, ServedHost
+from tests.support import namespace
 from tests.support.guest_program import running_guest
-from tests.support.needs import need_fuse, need_program
+from tests.support.needs import need_fuse
 from tests.support.simulated import template
 
 GUEST = "attested-guest"
-
-_NODES = ("null", "zero", "full", "random", "urandom", "tty")
-
-_INSIDE = f"""
-set -e
-dev=$1; shift; tsm=$1; shift; msr=$1; shift
-mount -t tmpfs none /sys/kernel
-mkdir -p /sys/kernel/config/tsm/report
-mount --bind "$tsm" /sys/kernel/config/tsm/report
-new=$(mktemp -d)
-mount -t tmpfs -o mode=755 none "$new"
-for node in {" ".join(_NODES)}; do touch "$new/$node"; mount --bind "/dev/$node" "$new/$node"; done
-ln -s /proc/self/fd "$new/fd"
-ln -s /proc/self/fd/0 "$new/stdin"; ln -s /proc/self/fd/1 "$new/stdout"; ln -s /proc/self/fd/2 "$new/stderr"
-touch "$new/sev-guest"; mount --bind "$dev" "$new/sev-guest"
-mkdir -p "$new/cpu/0" "$new/shm"; touch "$new/cpu/0/msr"; mount --bind "$msr" "$new/cpu/0/msr"
-mount --rbind "$new" /dev
-umount -l "$new"; rmdir "$new"
-exec "$@"
-"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +56,8 @@ class ServedGuest:
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command in a mount namespace of its own, in which the files stand where a guest has them."""
-        need_program("unshare")
-        paths = (str(self.device), str(self.tsm), str(self.msr))
-        return ["unshare", "--mount", "--propagation", "private", "bash", "-c", _INSIDE, "bash", *paths, *command]
+        files = {"/dev/sev-guest": self.device, "/dev/cpu/0/msr": self.msr, configfs.PATH: self.tsm}
+        return namespace.inside(files, command)
 
 
 @contextmanager
