@@ -48,6 +48,7 @@ from sevd.opening import LateEndorsements
 from sevd.platform.check import HostChecker
 from sevd.platform.device import PlatformDevice
 from sevd.platform.host import HostPlatform
+from sevd.platform.occupancy import Occupancy
 from sevd.platform.sev import SevPlatform
 from sevd.platform.snp import SnpPlatform
 from sevd.state import StateDirectory
@@ -130,9 +131,7 @@ class Assembly:
         self._sev = SevPlatform(
             self._device,
             self.events,
-            product=product,
-            occupants=self.guests.occupants,
-            asids=parts.asids,
+            occupancy=Occupancy(product, self.guests.occupants, parts.asids),
             certificates=parts.sev_certificates,
             simulated=parts.simulated,
             quiet=quiet,

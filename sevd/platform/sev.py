@@ -2,8 +2,7 @@
 
 What takes keys away (reset, PEK generation, an import) is refused while there are guests of any kind. So is whatever
 has the kernel initialise SEV for one command, which it does while the platform is not initialised: newer kernels shut
-down everything afterwards, SNP with it. Guests are counted three times: those of this daemon by name, others' ASIDs,
-and those that the firmware knows, the last on the worker, directly before the command.
+down everything afterwards, SNP with it. Who is there is the business of `sevd.platform.occupancy`.
 """
 
 from __future__ import annotations
@@ -22,20 +21,17 @@ from sevd.access.roles import Role
 from sevd.platform.views import FirmwareVersion, SevChainView, SevState, SevStatusView
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
 
     from sev.launch.platform import SevDevice
-    from sev.products import Product
     from sevd.access.identity import Caller
     from sevd.devices.quiet import Quiet
     from sevd.devices.work import Work
     from sevd.events import Publisher
     from sevd.platform.device import PlatformDevice
+    from sevd.platform.occupancy import Occupancy
 
 T = TypeVar("T")
-
-NAMED = 8
-"""Guests that a refusal names; the others it counts."""
 
 _STATES = {
     abi.STATE_UNINIT: SevState.UNINIT,
@@ -79,9 +75,7 @@ class SevPlatform:
     Args:
         device: The platform's device.
         events: Where to say what happened.
-        product: Processor line; None if it is unknown.
-        occupants: What must end before keys may go: guests and leases of this daemon, a phrase each.
-        asids: (total, in use) of "sev" and "sev_es" ASIDs, whoever uses them.
+        occupancy: What must end before keys may go.
         certificates: The CEK's signed certificate ("cek") and ASK and ARK ("authorities"), where the host has them.
         simulated: The platform is a model.
         quiet: Shared with the launches: no guest is created while a command runs that no guest may meet.
@@ -94,9 +88,7 @@ class SevPlatform:
         device: PlatformDevice,
         events: Publisher,
         *,
-        product: Product | None,
-        occupants: Callable[[], Sequence[str]] = tuple,
-        asids: Callable[[], Mapping[str, tuple[int, int]]] = dict,
+        occupancy: Occupancy,
         certificates: Callable[[], Mapping[str, bytes]] | None = None,
         simulated: bool = False,
         quiet: Quiet | None = None,
@@ -105,9 +97,7 @@ class SevPlatform:
     ) -> None:
         self._device = device
         self._events = events
-        self._product = product
-        self._occupants = occupants
-        self._asids = asids
+        self._occupancy = occupancy
         self._certificates = certificates
         self._simulated = simulated
         self._quiet = quiet
@@ -241,9 +231,9 @@ class SevPlatform:
         if validate_only:
             before = await self.status()
             if self._alone(command, before, caller, confirm):
-                self._need_nobody(command.name)
+                self._occupancy.need_nobody(command.name)
                 self._device.require()
-                await self._device.ask(lambda device: self._need_no_guest(device, command.name))
+                await self._device.ask(lambda device: self._occupancy.need_no_guest(device, command.name))
             check(before)
             return before
         await self._do(command, caller, confirm=confirm)
@@ -254,7 +244,7 @@ class SevPlatform:
         before = await self.status()
         alone = self._alone(command, before, caller, confirm)
         if alone:
-            self._need_nobody(command.name)
+            self._occupancy.need_nobody(command.name)
         work = self._device.work()
         return await self._device.step(self._doing(command, work, alone), work)
 
@@ -262,7 +252,7 @@ class SevPlatform:
         def issue(device: SevDevice) -> tuple[T, SevStatusView]:
             before = self._read(device)
             if alone:
-                self._need_no_guest(device, command.name)
+                self._occupancy.need_no_guest(device, command.name)
             elif before.state is SevState.UNINIT:
                 raise NotNow(
                     f"{command.name}: the platform was reset meanwhile", command=command.name, remedy="Ask again."
@@ -273,7 +263,7 @@ class SevPlatform:
         try:
             async with quiet:
                 if alone:
-                    self._need_nobody(command.name)  # waiting for the quiet, others may have come
+                    self._occupancy.need_nobody(command.name)  # waiting for the quiet, others may have come
                 answer, before = await self._device.ask(issue, work)
         finally:
             if alone or command.kind:
@@ -326,37 +316,11 @@ class SevPlatform:
             )
         return True
 
-    def _need_nobody(self, command: str) -> None:
-        """Raises NotNow while there are guests or leases, and says which."""
-        there = list(self._occupants())
-        if not there:
-            # None of ours is there: whatever is in use is others'.
-            used = {name: in_use for name, (_, in_use) in self._asids().items() if in_use}
-            there = [
-                f"{count} of the {_ASIDS.get(name, name)} ASIDs, of another program" for name, count in used.items()
-            ]
-        if there:
-            raise _occupied(command, there)
-
-    def _need_no_guest(self, device: SevDevice, command: str) -> None:
-        """The same for guests that the firmware knows. Runs on the worker."""
-        counts = {"SEV or SEV-ES": abi.PlatformStatus.decode(device.platform_status()).guest_count}
-        snp = self._snp(device)
-        if snp is not None:
-            counts["SEV-SNP"] = snp.guest_count
-        there = [
-            f"{count} {kind} {'guest' if count == 1 else 'guests'} of another program"
-            for kind, count in counts.items()
-            if count
-        ]
-        if there:
-            raise _occupied(command, there)
-
     def _read(self, device: SevDevice) -> SevStatusView:
         """Runs on the worker."""
         raw = device.platform_status()
         status = abi.PlatformStatus.decode(raw)
-        snp = self._snp(device)
+        snp = self._occupancy.snp(device)
         return SevStatusView(
             state=_STATES.get(status.state, SevState.UNSPECIFIED),
             firmware_version=FirmwareVersion(status.api_major, status.api_minor, status.build),
@@ -367,16 +331,6 @@ class SevPlatform:
             raw=bytes(raw),
         )
 
-    def _snp(self, device: SevDevice) -> abi.SnpStatus | None:
-        """SNP_PLATFORM_STATUS; None where there is no SNP, or it is not initialised and does not tell."""
-        if self._product is not None and not self._product.has_snp:
-            return None
-        try:
-            return abi.SnpStatus.decode(device.snp_status())
-        except SevError as error:
-            log.debug("SNP does not tell its status: %s", error.message)
-            return None
-
     async def _vouched(self, cek: bytes) -> tuple[bytes, bytes]:
         """The signed certificate of this CEK, and ASK and ARK, where the host has them."""
         if self._certificates is None:
@@ -386,19 +340,6 @@ class SevPlatform:
         if not signed or SevCertificate.read(signed, "signed CEK").key != SevCertificate.read(cek, "CEK").key:
             return b"", b""
         return signed, found.get("authorities", b"")
-
-
-_ASIDS = {"sev": "SEV", "sev_es": "SEV-ES and SEV-SNP"}
-
-
-def _occupied(command: str, there: Sequence[str]) -> NotNow:
-    shown = [*there[:NAMED], *([f"{len(there) - NAMED} more"] if len(there) > NAMED else [])]
-    return NotNow(
-        f"{command} would take the platform's keys from what uses it: {', '.join(shown)}",
-        command=command,
-        remedy="End these first (sev guest list, sev guest delete ID), then ask again.",
-        metadata={"occupants": "\n".join(there[:64])},
-    )
 
 
 def _confirmed(command: str, confirm: bool) -> None:

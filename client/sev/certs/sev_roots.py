@@ -11,7 +11,7 @@ from sev.abi import amd_certificate
 from sev.abi.amd_certificate import AmdCertificate
 from sev.certs import sev_signatures
 from sev.certs.errors import NotGenuine, RootsUnusable
-from sev.errors import MalformedInput
+from sev.errors import MalformedInput, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +68,33 @@ class SevRoots:
             except NotGenuine as error:
                 raise RootsUnusable(f"roots: {error.message}") from error
         return SevRoots(arks, [one for one in found if one.usage == amd_certificate.ASK])
+
+    @staticmethod
+    def amd_files(product: str) -> tuple[AmdCertificate, AmdCertificate]:
+        """ASK and ARK of a processor line, signatures and all: byte for byte the files that AMD publishes.
+
+        Raises:
+            UsageError: None are built in for this line.
+        """
+        from binascii import a2b_base64
+
+        from sev.certs.amd_sev_signatures import SIGNATURES
+
+        roots = _amd()
+        found = [one for one in (*roots.asks, *roots.arks) if roots.product[one.modulus] == product]
+        if not found:
+            known = ", ".join(sorted({name for name, _ in SIGNATURES}))
+            raise UsageError(
+                f"no SEV authorities of {product!r} are built in; there are those of {known}", field="product"
+            )
+        ask, ark = (
+            AmdCertificate(
+                one.key_id, one.certifying_id, one.usage, one.exponent, one.modulus, one.bits,
+                a2b_base64(SIGNATURES[product, one.name.lower()])[::-1],
+            )
+            for one in found
+        )  # fmt: skip
+        return ask, ark
 
     def trusts(self, ark: AmdCertificate) -> bool:
         """Whether this is the key of a trusted ARK."""
