@@ -162,7 +162,7 @@ class LinuxKernel:
         return fd
 
     def close(self, fd: int) -> None:
-        """close(2). Raises OSError(EBADF). Linux closes it whatever else it answers, as for a file whose server is gone."""
+        """close(2). Raises OSError(EBADF). Linux closes it whatever else it answers, as where a server is gone."""
         self._opened.discard(fd)
         try:
             os.close(fd)

@@ -23,6 +23,13 @@ __all__ = ["FOUR_GIB", "LOW_RAM_END", "PAGE", "Machine"]
 _APIC_BASE_OFFSET = kvm_vcpu.Sregs.offsets()["apic_base"][0]
 _EBX, _EDX = 16, 24
 """Offsets in struct kvm_cpuid_entry2."""
+_REMEDIES = {
+    kvm.VM_TYPE_SEV: "SEV guests need SEV enabled in the BIOS and in kvm_amd, and Linux 6.10 or later.",
+    kvm.VM_TYPE_SEV_ES: "SEV-ES guests need SEV-ES enabled in the BIOS and in kvm_amd; with recent SNP firmware KVM "
+    "offers SNP in their place (AMD-SB-3023).",
+    kvm.VM_TYPE_SNP: "SNP guests need SEV-SNP enabled in the BIOS and in kvm_amd, and Linux 6.11 or later.",
+}
+"""What to do where KVM does not make VMs of a type."""
 _X2APIC_LEAVES = (0xB, 0x1F, 0x80000026)
 
 
@@ -43,7 +50,7 @@ class Machine:
     Args:
         kernel: The kernel as this process sees it.
         path: Device of KVM.
-        vm_type: sev.abi.kvm.VM_TYPE_*. Memory of the default type is shared with the guest; of others it is private.
+        vm_type: sev.abi.kvm.VM_TYPE_*. Memory of SNP guests is private; that of others is what the host maps.
 
     Attributes:
         finished: Its launch is finished.
@@ -58,7 +65,7 @@ class Machine:
 
     def __init__(self, kernel: Kernel, path: str, vm_type: int) -> None:
         self._kernel = kernel
-        self._private = vm_type != kvm.VM_TYPE_DEFAULT
+        self._private = vm_type == kvm.VM_TYPE_SNP
         self._slots: list[_Slot] = []
         self._cpuid = b""
         self.vcpu_fds: list[int] = []
@@ -75,7 +82,7 @@ class Machine:
                 raise NotOffered(
                     f"KVM cannot create VMs of type {vm_type} here (it offers the types in 0x{offered:x})",
                     command="KVM_CREATE_VM",
-                    remedy="SNP guests need SEV-SNP enabled in the BIOS and in kvm_amd, and Linux 6.11 or later.",
+                    remedy=_REMEDIES.get(vm_type, ""),
                 )
             self.vm_fd = self._ioctl(self._kvm_fd, kvm.KVM_CREATE_VM, vm_type, "KVM_CREATE_VM")
         except BaseException:
@@ -127,6 +134,16 @@ class Machine:
         self.guest_memory = GuestMemory(memory_bytes, firmware_bytes)
         for slot, part in enumerate(self.guest_memory.ranges):
             self._add_slot(slot, part)
+
+    def register_memory(self) -> None:
+        """KVM_MEMORY_ENCRYPT_REG_REGION of all memory: its pages stay where they are, as SEV and SEV-ES need it.
+
+        Raises:
+            KernelError: ENOMEM: more than RLIMIT_MEMLOCK allows.
+        """
+        for slot in self._slots:
+            region = kvm.EncRegion(slot.address, slot.range.size)
+            self._structure(self.vm_fd, kvm.KVM_MEMORY_ENCRYPT_REG_REGION, region, "KVM_MEMORY_ENCRYPT_REG_REGION")
 
     def view(self, gpa: int, size: int) -> memoryview:
         """The shared view of guest memory. Raises UsageError if it is not inside one region."""

@@ -22,9 +22,10 @@ from functools import lru_cache
 
 from sev import status as statuses
 from sev.abi import cpuid_page, kvm, kvm_sev, kvm_vcpu
-from sev.errors import InternalError, LimitReached, MalformedInput, NotOffered, SevError, UsageError, WrongState
+from sev.errors import InternalError, MalformedInput, NotOffered, SevError, UsageError, WrongState
+from sev.launch import commands
 from sev.launch.machine import PAGE, Machine
-from sev.launch.refusals import number_of, opening, refused
+from sev.launch.refusals import opening
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from sev.abi.record import Record
     from sev.launch.seam import Kernel
 
-_SEV_FULL = "Every SEV-ES/SNP ASID of this host is in use: end a guest, or raise the number in the BIOS setup."
 _NO_RETRIES = 1000
 
 
@@ -281,36 +281,17 @@ class Snp:
     def _update(self, request: kvm_sev.SnpLaunchUpdate, remedies: dict[int, str]) -> kvm_sev.SnpLaunchUpdate:
         """One call; answers what is left. EAGAIN, which the kernel's documentation allows, leaves everything."""
         try:
-            return kvm_sev.SnpLaunchUpdate.decode(
-                self._command(kvm_sev.SNP_LAUNCH_UPDATE, request, remedies=remedies, again=True)
-            )
+            return kvm_sev.SnpLaunchUpdate.decode(self._command(kvm_sev.SNP_LAUNCH_UPDATE, request, remedies=remedies))
         except SevError as error:
             if error.errno == errno.EAGAIN and not error.firmware_status:
                 return request
             raise
 
-    def _command(
-        self, number: int, request: Record, *, remedies: dict[int, str] | None = None, again: bool = False
-    ) -> bytearray:
+    def _command(self, number: int, request: Record, *, remedies: dict[int, str] | None = None) -> bytearray:
         """One KVM_MEMORY_ENCRYPT_OP; answers its structure as the kernel left it."""
-        machine = self._alive()
-        memory = self._kernel.memory
-        name = kvm_sev.command_name(number)
-        data = bytearray(request.encode())
-        address = memory.place(data)
-        envelope = bytearray(kvm_sev.SevCmd(number, address, 0, self._sev_fd).encode())
-        place = memory.place(envelope)
-        try:
-            self._kernel.ioctl(machine.vm_fd, kvm.KVM_MEMORY_ENCRYPT_OP, place)
-        except OSError as error:
-            status = kvm_sev.SevCmd.decode(envelope).error
-            if number == kvm_sev.SEV_INIT2 and not status and number_of(error) == errno.EBUSY:
-                raise LimitReached(f"{name}: no free ASID", remedy=_SEV_FULL, command=name, errno=errno.EBUSY) from None
-            raise refused(error, name, status, remedies=remedies) from None
-        finally:
-            memory.release(place)
-            memory.release(address)
-        return data
+        return commands.issue(
+            self._kernel, self._alive().vm_fd, number, request, sev_fd=self._sev_fd, remedies=remedies
+        )
 
     def _fill_cpuid(self, page: memoryview) -> bytes:
         if bytes(page) == bytes(PAGE):
