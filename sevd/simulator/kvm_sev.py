@@ -12,6 +12,7 @@ from sevd.simulator.errnos import Reply, fail
 from sevd.simulator.kvm_sev_guest import Handler
 
 if TYPE_CHECKING:
+    from sevd.simulator.asids import AsidPool
     from sevd.simulator.kvm_vm import Vm
     from sevd.simulator.process import Process
 
@@ -27,6 +28,7 @@ class SevState:
         es: With encrypted state.
         snp: SNP.
         asid: Its ASID, 0 if none.
+        pool: Where that came from, and goes back to, also if KVM was loaded anew meanwhile.
         fd: The descriptor number that the start of the launch left; 0 before.
         vmsa_features: SEV_FEATURES of its vCPUs.
         ghcb_version: GHCB protocol version offered to it.
@@ -44,6 +46,7 @@ class SevState:
         self.es = False
         self.snp = False
         self.asid = 0
+        self.pool: AsidPool | None = None
         self.fd = 0
         self.vmsa_features = 0
         self.ghcb_version = 0
@@ -83,7 +86,8 @@ def destroy(vm: Vm) -> None:
     if not sev.active:
         return
     sev.active = False
-    pool = vm.module.asids["sev_es" if sev.es else "sev"]
+    pool = sev.pool
+    assert pool is not None, "whoever is active has an ASID"
     context, sev.context = sev.context, None
     handle, sev.handle = sev.handle, 0
     if handle:
@@ -159,7 +163,7 @@ def _initialise(vm: Vm, request: abi.SevInit, reply: Reply, *, es: bool) -> None
     if vm.dead:
         fail(errno.EIO)
     # A platform that was up already leaves the caller's `error` as it was.
-    sev.active, sev.es, sev.snp, sev.asid = True, es, snp, asid
+    sev.active, sev.es, sev.snp, sev.asid, sev.pool = True, es, snp, asid, pool
     sev.vmsa_features = request.vmsa_features | (abi.VMSA_SNP_ACTIVE if snp else 0)
     sev.ghcb_version = version
     sev.needs_init = False

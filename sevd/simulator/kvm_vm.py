@@ -62,9 +62,9 @@ class Vm:
             self._references -= 1
             last = self._references == 0
         if last:
+            self.module.vms.discard(self)
             with self.lock:
                 kvm_sev.destroy(self)
-            self.module.vms.discard(self)
 
     def lose(self) -> None:
         """The power failed: firmware and KVM know nothing of it any more."""

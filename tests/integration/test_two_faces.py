@@ -1,0 +1,73 @@
+"""The same programs in the simulator's process and through its files: the same bytes, errnos and results."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevd.simulator import Simulator
+from tests.support.device_files import device_files
+from tests.support.needs import need_fuse
+from tests.support.programs import Programmer
+from tests.support.simulated import template
+from tests.support.two_faces import InProcess, Step, ThroughFiles
+
+SEED = 20_260_819
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Iterator[tuple[InProcess, ThroughFiles]]:
+    """Two hosts of the same chip with the same seed."""
+    need_fuse()
+    folder = tmp_path / "own"
+    shutil.copytree(template("genoa"), folder)
+    with device_files(tmp_path, "--seed", str(SEED)) as served:
+        simulator = Simulator.open(folder, product="genoa", seed=SEED)
+        one = InProcess(simulator)
+        other = ThroughFiles(served.devices)
+        try:
+            yield one, other
+        finally:
+            other.close()
+            one.close()
+            simulator.close()
+
+
+def compare(faces: tuple[InProcess, ThroughFiles], programs: int, seed: int) -> Counter[str]:
+    """Runs programs of some twenty steps on both; what was done, and how it ended."""
+    one, other = faces
+    counted: Counter[str] = Counter()
+    for number in range(programs):
+        programmer = Programmer(seed + number)
+        done: list[Step] = []
+        for _ in range(20):
+            step = programmer.next()
+            done.append(step)
+            here, there = one.do(step), other.do(step)
+            if here != there:
+                at = next((i for i, (a, b) in enumerate(zip(here.arena, there.arena, strict=True)) if a != b), None)
+                pytest.fail(
+                    f"program {seed + number}, step {len(done)}: {step}\nin process: errno {here.errno}, {here.value}"
+                    f"\nby files:   errno {there.errno}, {there.value}\nfirst byte that differs: {at}"
+                )
+            programmer.learn(step, here)
+            counted[step.kind, "ok" if not here.errno else "refused"] += 1  # type: ignore[index]
+        end = Step("drop")
+        assert one.do(end) == other.do(end)
+    return counted
+
+
+def test_a_thousand_steps(faces: tuple[InProcess, ThroughFiles]) -> None:
+    counted = compare(faces, 60, 1)
+    assert sum(counted.values()) >= 1000
+    assert len(counted) > 6
+
+
+@pytest.mark.long
+def test_ten_thousand_programs(faces: tuple[InProcess, ThroughFiles]) -> None:
+    counted = compare(faces, 10_000, 1_000_000)
+    assert sum(counted.values()) == 200_000
