@@ -315,6 +315,11 @@ class Firmware(LegacyCommands, LegacyGuestCommands):
 
     # The model's own views: no firmware offers them.
 
+    @property
+    def guest_count(self) -> int:
+        """Guests of both kinds."""
+        return len(self._platform.guests) + len(self._platform.legacy.guests)
+
     def launch_digest(self, gctx: int) -> bytes:
         """The launch digest so far, 48 bytes."""
         with self._lock:
@@ -331,12 +336,11 @@ class Firmware(LegacyCommands, LegacyGuestCommands):
             return self._platform.legacy.guest(handle).memory
 
     def vmpck(self, gctx: int, number: int) -> bytes:
-        """A guest's communication key, 32 bytes, as its secrets page has it."""
-        with self._lock:
-            keys = self._platform.guest(gctx).vmpck
-            if not 0 <= number < VMPCKS or not keys:
-                raise FirmwareStatus(status.INVALID_PARAM)
-            return keys[number]
+        """A guest's communication key, 32 bytes, as its secrets page has it. Waits for no command."""
+        keys = self._platform.guest(gctx).vmpck
+        if not 0 <= number < VMPCKS or not keys:
+            raise FirmwareStatus(status.INVALID_PARAM)
+        return keys[number]
 
     def message_count(self, gctx: int, number: int) -> int:
         """Messages counted for a guest's key, requests and responses, as its secrets page counts them."""

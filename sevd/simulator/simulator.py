@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sev import products
 from sev.abi import kvm
-from sev.abi.sev_device import PlatformStatus, SnpStatus
 from sev.errors import FirmwareError, KernelError, UsageError, WrongState
 from sevd.devices.facts import HostFacts
 from sevd.simulator import faults, guest_player, hardware, kernel_era, versions
@@ -226,17 +225,12 @@ class Simulator:
         return {name: (pool.total, pool.in_use) for name, pool in self._kvm.asids.items()}
 
     def guest_count(self) -> int:
-        """Guests that the firmware knows."""
-        count = PlatformStatus.decode(self._look("PLATFORM_STATUS", self._firmware.platform_status)).guest_count
-        if self._product.has_snp:
-            snp = SnpStatus.decode(self._look("SNP_PLATFORM_STATUS", self._firmware.snp_platform_status))
-            count += snp.guest_count
-        return count
+        """Guests that the firmware knows. Waits for nothing."""
+        return self._firmware.guest_count
 
     def committed_tcb(self) -> int | None:
-        """COMMITTED_TCB, raw; None on a line without SNP."""
-        with self._ccp.lock:
-            return self._firmware.committed_tcb if self._product.has_snp else None
+        """COMMITTED_TCB, raw; None on a line without SNP. Waits for nothing."""
+        return self._firmware.committed_tcb if self._product.has_snp else None
 
     def endorsements(self) -> dict[str, bytes]:
         """The certificates that go with this chip at its reported TCB, DER by kind: ark, ask, vcek and crl; with a

@@ -185,7 +185,7 @@ def test_a_delay_holds_the_command_and_the_driver(host: Simulator, process: Proc
 
 
 def test_a_hang_holds_the_driver_until_it_is_cleared(host: Simulator, process: Process) -> None:
-    sev = process.open("/dev/sev", os.O_RDWR)
+    sev = launching(process).sev
     host.inject(parse("SNP_COMMIT:hang:times=1"))
     told: list[str] = []
     threads = [
@@ -197,8 +197,10 @@ def test_a_hang_holds_the_driver_until_it_is_cleared(host: Simulator, process: P
         time.sleep(0.1)
     assert told == []
     # What does not ask the firmware answers.
-    assert host.guests() == {}
-    assert host.asids()["sev_es"][1] == 0
+    (guest,) = host.guests().values()
+    assert len(guest.vmpck(0)) == 32
+    assert (host.asids()["sev_es"][1], host.guest_count()) == (1, 1)
+    assert host.committed_tcb() is not None
     host.inject(parse("clear"))
     for thread in threads:
         thread.join(10)
