@@ -23,8 +23,13 @@ SEED = 20_260_819
 def faces(tmp_path: Path) -> Iterator[tuple[InProcess, ThroughFiles]]:
     """Two hosts of the same chip with the same seed."""
     need_fuse()
-    folder = tmp_path / "own"
+    folder, other_state = tmp_path / "own", tmp_path / "state" / "simulator"
     shutil.copytree(template("genoa"), folder)
+    maker = Simulator.open(folder, product="genoa", seed=SEED)
+    maker.endorsements()  # certificates are made once, and stored
+    maker.close()
+    other_state.parent.mkdir(mode=0o700)
+    shutil.copytree(folder, other_state)
     with device_files(tmp_path, "--seed", str(SEED)) as served:
         simulator = Simulator.open(folder, product="genoa", seed=SEED)
         one = InProcess(simulator)

@@ -185,7 +185,8 @@ class Programmer:
         if number in (sev_device.PDH_CERT_EXPORT, sev_device.PEK_CERT_IMPORT):
             return sev_device.PdhCertExport(one, size, other, length).encode()
         if number == sev_device.SNP_SET_CONFIG:
-            config = sev_device.SnpConfig(rng.choice((0, 0, 1, rng.getrandbits(64))), rng.choice((0, 1, 2, 3, 4)))
+            # No other TCB that is possible: the certificate which it takes is made with a salt and a date.
+            config = sev_device.SnpConfig(rng.choice((0, 0, rng.getrandbits(64))), rng.choice((0, 1, 2, 3, 4)))
             return config.encode()
         if number == sev_device.SNP_VLEK_LOAD:
             return sev_device.SnpVlekLoad(rng.choice((16, 16, 0)), rng.choice((0, 0, 1)), one).encode()
