@@ -162,7 +162,11 @@ def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> 
     simulator = RemoteSimulator(directory)
     kvm_path = os.fspath(settings.kvm_device)
     workers = Workers(
-        state.folder("workers"), sev_path=simulator.sev_path, kvm_path=kvm_path, simulator=os.fspath(directory)
+        state.folder("workers"),
+        sev_path=simulator.sev_path,
+        kvm_path=kvm_path,
+        module="sevd.daemon_worker",
+        settings={"simulator": os.fspath(directory)},
     )
     workers.prepare()
 

@@ -28,7 +28,7 @@ from sevd.worker import notes, wire
 from sevd.worker.guest import CARD, boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 START_SECONDS = 30.0
@@ -50,14 +50,24 @@ class Workers:
         folder: Where the workers' folders are: a directory that nobody else can enter.
         sev_path: The SEV device.
         kvm_path: The KVM device.
-        simulator: The directory of a running sevd-simulator; empty for the real devices.
+        module: What is started as a worker.
+        settings: Further settings for it.
     """
 
     outlive = True
 
-    def __init__(self, folder: Path, *, sev_path: str, kvm_path: str, simulator: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sev_path: str,
+        kvm_path: str,
+        module: str = "sevd.worker",
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self._folder = folder
-        self._settings: dict[str, object] = {"sev": sev_path, "kvm": kvm_path, "simulator": simulator}
+        self._module = module
+        self._settings: dict[str, object] = {"sev": sev_path, "kvm": kvm_path, **(settings or {})}
         self._lock = threading.Lock()
         self._spare: Future[Worker] | None = None
         self._closed = False
@@ -123,7 +133,7 @@ class Workers:
         with theirs:
             try:
                 child = subprocess.Popen(  # noqa: S603 # this very interpreter, and a number
-                    [sys.executable, "-I", "-m", "sevd.worker", str(theirs.fileno())],
+                    [sys.executable, "-I", "-m", self._module, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ LOGIC = (
     "sevd.simulator",
     "sevd.worker",
 )
-ROOTS = ("sevd.daemon", "sevd.__main__", "sevd.worker.__main__")
+ROOTS = ("sevd.daemon", "sevd.daemon_worker", "sevd.__main__")
 LIMIT = 400
 
 FORBIDDEN: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
