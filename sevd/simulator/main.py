@@ -15,6 +15,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     options, faults = _options(args), _faults(args)
+    _raise_descriptor_limit()
     with _signals() as signals:
         from sevd.notify import Notifier
         from sevd.simulator import versions
@@ -134,6 +136,14 @@ def _run(args: argparse.Namespace) -> int:
                     )
                 log.info("stopping: %s", name)
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """A guest costs a handful of descriptors: its connection, its process, its memory."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16) if hard > 0 else 1 << 16, hard))
 
 
 class _Signals:
