@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -343,3 +345,66 @@ def test_every_step_of_the_launch_is_the_models_also_its_errors(kernel: OverlayK
     vcpu = guest.vcpu()
     assert run(vcpu)[0] == b"x"
     vcpu.close()
+
+
+def test_owners_killed_at_random_points_leave_nothing(served: DeviceFiles) -> None:
+    """Processes that launch, run and end guests without a pause are killed at any moment; others go on."""
+    program = textwrap.dedent("""
+        import os, sys
+        sys.path.insert(0, sys.argv[1])
+        from pathlib import Path
+        from types import SimpleNamespace
+        from sevd.simulator.overlay import OverlayKernel
+        from tests.integration.test_overlay import Guest, run
+        from tests.support.tiny_firmware import HALT, PRINT, tiny_firmware
+
+        devices = Path(sys.argv[2])
+        served = SimpleNamespace(devices=devices, sev=devices / "sev")
+
+        def owner():
+            while True:
+                kernel = OverlayKernel(devices)
+                guest = Guest(kernel, served, tiny_firmware(PRINT + HALT, b"x"))
+                guest.launch()
+                vcpu = guest.vcpu()
+                assert run(vcpu)[0] == b"x"
+                vcpu.close()
+                guest.snp.close()
+                kernel.exit()
+
+        for line in sys.stdin:
+            child = os.fork()
+            if not child:
+                owner()
+            print(child, flush=True)
+    """)
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", program, str(ROOT), str(served.devices)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    rng = random.Random(7)
+    there = len(os.listdir(f"/proc/{served.process.pid}/fd"))
+    try:
+        alive: list[int] = []
+        for _ in range(40):
+            nursery.stdin.write("\n")
+            nursery.stdin.flush()
+            alive.append(int(nursery.stdout.readline()))
+            time.sleep(rng.uniform(0.01, 0.08))
+            if len(alive) > 1:
+                os.kill(alive.pop(rng.randrange(len(alive))), signal.SIGKILL)
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.killpg(nursery.pid, signal.SIGKILL)
+        nursery.wait()
+        nursery.stdin.close()
+        nursery.stdout.close()
+    assert in_use(served) == 0
+    until = time.monotonic() + 5
+    while len(os.listdir(f"/proc/{served.process.pid}/fd")) > there and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(os.listdir(f"/proc/{served.process.pid}/fd")) <= there
+    assert served.process.poll() is None
