@@ -21,6 +21,17 @@ def pem(kind: str, der: bytes) -> bytes:
     return b"-----BEGIN " + label + b"-----\n" + b"\n".join(lines) + b"\n-----END " + label + b"-----\n"
 
 
+def make_directory(directory: str) -> None:
+    """Makes a directory if it is not there. Raises UsageError if it cannot be made."""
+    from sev.errors import UsageError
+
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise UsageError(f"cannot make the directory {directory!r}: {reason}", field=directory) from None
+
+
 def write_directory(
     out: Output, directory: str, certificates: Iterable[tuple[str, bytes]], *, der: bool
 ) -> dict[str, str]:
@@ -29,13 +40,7 @@ def write_directory(
     Raises:
         UsageError: The directory cannot be made, or a file cannot be written.
     """
-    from sev.errors import UsageError
-
-    try:
-        os.makedirs(directory, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
-        raise UsageError(f"cannot make the directory {directory!r}: {reason}", field=directory) from None
+    make_directory(directory)
     written = {}
     for kind, content in certificates:
         path = os.path.join(directory, f"{kind}.pem")

@@ -63,9 +63,23 @@ def build(parser: ArgumentParser) -> None:
         notes='JSON: {"certificates": [...]}, one object for each.',
     )
     show.set_defaults(run=_show)
+    lazy(verbs.add_parser("fetch", help="from AMD's key distribution service, verified"), _build_fetch)
+    lazy(verbs.add_parser("url", help="where that service has them"), _build_url)
     lazy(verbs.add_parser("verify", help="does every certificate reach a trusted root?"), _build_verify)
     lazy(verbs.add_parser("generate", help="an owner's certificate and key, for SEV platforms"), _build_generate)
     lazy(verbs.add_parser("sign", help="sign a platform's request with an owner's key"), _build_sign)
+
+
+def _build_fetch(parser: ArgumentParser) -> None:
+    from sev.cli.certs_fetch import build_fetch
+
+    build_fetch(parser)
+
+
+def _build_url(parser: ArgumentParser) -> None:
+    from sev.cli.certs_fetch import build_url
+
+    build_url(parser)
 
 
 def _build_verify(parser: ArgumentParser) -> None:
