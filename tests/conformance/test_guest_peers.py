@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import secrets
 import ssl
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from sev.abi import cert_table
 from sev.abi.guest_message import REPORT_SIZE
+from sev.abi.id_block import IdAuth, IdBlock
 from sev.attestation import Report
-from sevd.simulator import Simulator, host_nodes
-from sevd.simulator.fuse.nodes import StaticDirectory
-from sevd.simulator.fuse.server import FileServer
-from sevd.simulator.guest_nodes import GuestDevices, guest_tree, tsm_tree
-from tests.support.guest_program import NONCE, running_guest
-from tests.support.namespace import run_inside
-from tests.support.needs import need_fuse, need_program
+from sev.measurement import id_block as id_blocks
+from sev.measurement import snp_launch_digest
+from sev.measurement.sample import sample_firmware
+from tests.support.guest_program import NONCE
 from tests.support.peers import peer
-from tests.support.simulated import simulated_host
+from tests.support.served_guest import ServedGuest, served_guest
 
-NAME = "guest-of-the-peers"
-REPORT_FOLDER = "/sys/kernel/config/tsm/report"
+pytestmark = [pytest.mark.peer, pytest.mark.root]
 
 
 @dataclass(frozen=True)
@@ -34,97 +33,57 @@ class Guest:
     """A simulated guest whose files are served.
 
     Attributes:
-        host: Its host.
-        files: The served files.
+        it: The guest.
         folder: For what the programs write.
     """
 
-    host: Simulator
-    files: Path
+    it: ServedGuest
     folder: Path
 
-    @property
-    def device(self) -> Path:
-        return self.files / "sev-guest" / NAME
-
-    @property
-    def reports(self) -> Path:
-        return self.files / "tsm" / NAME
-
-    def snpguest(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def snpguest(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Runs snpguest as in the guest."""
-        inside = {"/dev/sev-guest": self.device, "/dev/cpu/0/msr": self.files / "msr"}
-        return run_inside(inside, [str(peer("snpguest")), *arguments])
+        return run(self.it.inside([str(peer("snpguest")), *map(str, arguments)]))
 
     def attest(self, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs attest on the device."""
-        path = f"-sev_guest_device_path={self.device}"
-        return subprocess.run(
-            [str(peer("attest")), path, *_attest(out), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run([str(peer("attest")), f"-sev_guest_device_path={self.it.device}", *_attest(out), *arguments])
 
     def attest_by_configfs(self, out: Path) -> subprocess.CompletedProcess[str]:
         """Runs attest on the report folder."""
-        return run_inside({REPORT_FOLDER: self.reports}, [str(peer("attest")), *_attest(out)])
+        return run(self.it.inside([str(peer("attest")), *_attest(out)]))
 
     def check(self, evidence: Path) -> subprocess.CompletedProcess[str]:
         """Runs check on evidence, with the simulator's roots."""
-        product = self.host.host_facts().product.capitalize()
+        product = self.it.host.host_facts().product.capitalize()
         chain = self.folder / "chain.pem"
-        made = self.host.endorsements()
+        made = self.it.host.endorsements()
         chain.write_text(ssl.DER_cert_to_PEM_cert(made["ask"]) + ssl.DER_cert_to_PEM_cert(made["ark"]))
         options = ["-inform", "bin", "-network=false", "-guest_policy", "196608", "-product", product]
         options += ["-product_key_path", str(chain), "-report_data", NONCE.hex()]
-        return subprocess.run(
-            [str(peer("check")), "-in", str(evidence), *options],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run([str(peer("check")), "-in", str(evidence), *options])
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def _attest(out: Path) -> list[str]:
     return ["-self_throttle_duration=0", "-inform", "hex", "-in", NONCE.hex(), "-extended", "-out", str(out)]
 
 
-@contextmanager
-def served(product: str, tmp_path: Path) -> Iterator[Guest]:
-    need_fuse()
-    need_program("unshare")
-    files = Path(tempfile.mkdtemp(prefix="sevd-test-guest-peers-"))
-    with simulated_host(tmp_path / "state", product) as host, running_guest(host, NAME):
-        root = StaticDirectory()
-        root.put("sev-guest", guest_tree(host))
-        root.put("tsm", tsm_tree(host))
-        root.put("msr", host_nodes.guest_msr())
-        server = FileServer(files, root)
-        server.start()
-        try:
-            yield Guest(host, files, tmp_path)
-        finally:
-            GuestDevices.of(host).close()
-            server.close()
-            files.rmdir()
-
-
 @pytest.fixture(params=["milan", "genoa", "turin"])
 def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
     peer("snpguest")
-    with served(request.param, tmp_path) as made:
-        yield made
+    with served_guest(tmp_path / "host", request.param) as made:
+        yield Guest(made, tmp_path)
 
 
 @pytest.fixture(params=["milan", "genoa"])
 def go_guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
     """go-sev-guest cannot read a Turin's certificates."""
     peer("attest")
-    with served(request.param, tmp_path) as made:
-        yield made
+    with served_guest(tmp_path / "host", request.param) as made:
+        yield Guest(made, tmp_path)
 
 
 def ok(done: subprocess.CompletedProcess[str]) -> str:
@@ -156,11 +115,63 @@ def test_snpguest(guest: Guest) -> None:
     assert (
         report.measurement.hex()[:8] in ok(guest.snpguest("display", "report", f"{folder}/r")).replace(" ", "").lower()
     )
+    assert keys[0].hex()[:8] in ok(guest.snpguest("display", "key", f"{folder}/k1")).replace(" ", "").lower()
     assert "FAIL" not in ok(guest.snpguest("ok"))
 
 
+def test_snpguest_refuses_what_is_not_genuine(guest: Guest) -> None:
+    folder, certs = guest.folder, guest.folder / "certs"
+    certs.mkdir()
+    ok(guest.snpguest("report", f"{folder}/r", f"{folder}/q", "--random"))
+    ok(guest.snpguest("certificates", "pem", certs))
+    report = bytearray((folder / "r").read_bytes())
+    report[0x90] ^= 1
+    (folder / "changed").write_bytes(report)
+    done = guest.snpguest("verify", "attestation", certs, f"{folder}/changed")
+    assert done.returncode == 1
+    assert "VEK signed the Attestation Report" not in done.stdout
+    right = Report.parse((folder / "r").read_bytes()).measurement.hex()
+    for given, verdict, said in (
+        (f"0x{right}", 0, "Measurement verified successfully"),
+        (f"0x{secrets.token_hex(48)}", 1, "Measurement did not match"),
+        (right, 1, "Expected 48 characters for Measurement, got 96"),  # contrary to its help
+    ):
+        done = guest.snpguest("verify", "attestation", certs, f"{folder}/r", "-m", given)
+        assert done.returncode == verdict
+        assert said in done.stdout + done.stderr
+
+
+def test_snpguest_foretells_the_same(tmp_path: Path) -> None:
+    """Launch digests, ID blocks and key digests of snpguest and of `sev` are the same."""
+    snpguest = str(peer("snpguest"))
+    image = tmp_path / "firmware"
+    image.write_bytes(sample_firmware())
+    for vcpus, name in ((1, "EPYC-v4"), (5, "EPYC-Genoa")):
+        shown = ok(run([snpguest, "generate", "measurement", "-o", str(image), "-v", str(vcpus), "--vcpu-type", name]))
+        assert shown.strip() == "0x" + snp_launch_digest(image.read_bytes(), vcpus, vcpu_type=name).hex()
+    keys = []
+    for name in ("id.pem", "author.pem"):
+        key = ec.generate_private_key(ec.SECP384R1())
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        (tmp_path / name).write_bytes(pem)
+        keys.append(key)
+        shown = ok(run([snpguest, "generate", "key-digest", str(tmp_path / name)]))
+        assert shown.strip() == "0x" + id_blocks.public_digest(key.public_key()).hex()
+    files = [str(tmp_path / name) for name in ("id.pem", "author.pem")]
+    outputs = ["-i", str(tmp_path / "block"), "-a", str(tmp_path / "auth")]
+    fields = ["-f", "11" * 16, "-m", "22" * 16, "-s", "7", "-p", "0x30000"]
+    digest = snp_launch_digest(image.read_bytes(), 1, vcpu_type="EPYC-v4")
+    ok(run([snpguest, "generate", "id-block", *files, f"0x{digest.hex()}", *outputs, *fields]))
+    block = IdBlock.decode(base64.b64decode((tmp_path / "block").read_bytes()))
+    assert (block.launch_digest, block.family_id, block.image_id) == (digest, b"\x11" * 16, b"\x22" * 16)
+    assert (block.guest_svn, block.policy) == (7, 0x30000)
+    id_blocks.verify(block, IdAuth.decode(base64.b64decode((tmp_path / "auth").read_bytes())))
+
+
 def test_snpguest_where_the_host_has_no_certificates(guest: Guest) -> None:
-    GuestDevices.of(guest.host).certificates = False
+    guest.it.devices.certificates = False
     certs = guest.folder / "none"
     certs.mkdir()
     done = guest.snpguest("certificates", "pem", str(certs))
@@ -192,9 +203,9 @@ def test_attest_and_check_by_configfs(go_guest: Guest) -> None:
     for turn in range(3):
         ok(go_guest.attest_by_configfs(out))
         # Each leaves the entry behind that it has made to see whether it can.
-        assert len(list(go_guest.reports.iterdir())) == turn + 1
+        assert len(list(go_guest.it.tsm.iterdir())) == turn + 1
     evidence = out.read_bytes()
     assert Report.parse(evidence[:REPORT_SIZE]).report_data == NONCE
     table = dict(cert_table.parse(evidence[REPORT_SIZE:]))
-    assert table[cert_table.VCEK] == go_guest.host.endorsements()["vcek"]
+    assert table[cert_table.VCEK] == go_guest.it.host.endorsements()["vcek"]
     ok(go_guest.check(out))
