@@ -39,7 +39,7 @@ def floor(image: bytes, records: int) -> None:
 def launch(simulator: Simulator, plan: LaunchPlan, image: bytes, vcpus: int) -> bytes:
     """One whole launch; answers the firmware's digest."""
     process = simulator.process()
-    with Snp(process) as guest:
+    with Snp(process, share_memory=False) as guest:
         guest.create(16 << 20, len(image), vcpus, signature(VCPU_TYPE), plan.ap_reset_address)
         for region in plan.regions:
             if region.data is not None:

@@ -124,14 +124,14 @@ class Machine:
         """KVM_ENABLE_CAP with one argument."""
         self._structure(self.vm_fd, kvm.KVM_ENABLE_CAP, kvm.EnableCap(capability, arg0=argument), "KVM_ENABLE_CAP")
 
-    def add_memory(self, memory_bytes: int, firmware_bytes: int) -> None:
-        """Guest RAM from address 0, and the firmware region below 4 GiB.
+    def add_memory(self, memory_bytes: int, firmware_bytes: int, *, shared: bool = True) -> None:
+        """Guest RAM from address 0, and the firmware region below 4 GiB; `shared` where others may map it too.
 
         Raises:
             UsageError: Sizes that are not whole pages, or that do not fit the address space.
             KernelError: The kernel refused.
         """
-        self.guest_memory = GuestMemory(memory_bytes, firmware_bytes)
+        self.guest_memory = GuestMemory(memory_bytes, firmware_bytes, shared=shared)
         for slot, part in enumerate(self.guest_memory.ranges):
             self._add_slot(slot, part)
 

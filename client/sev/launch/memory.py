@@ -2,7 +2,8 @@
 
 RAM starts at address 0; what does not fit below 2 GiB goes on at 4 GiB; the firmware region ends at 4 GiB. Whoever is
 given the memfd can map it and fill it: it is sealed, so that nobody can make it grow or shrink under another's feet,
-and nobody can seal it further.
+and nobody can seal it further. A process that keeps its guest's memory to itself has no memfd: the kernel then gives
+it large pages at once, where those of a memfd come one by one.
 """
 
 from __future__ import annotations
@@ -71,24 +72,33 @@ def layout(memory_bytes: int, firmware_bytes: int) -> list[tuple[int, int, int]]
 class GuestMemory:
     """A guest's memory, made and mapped here.
 
+    Args:
+        memory_bytes: RAM, whole pages.
+        firmware_bytes: The firmware region, whole pages.
+        shared: It is to be mapped by others too.
+
     Attributes:
-        fd: The memfd.
+        fd: The memfd; -1 where the memory is this process's alone.
         ranges: What lies where.
 
     Raises:
         UsageError: It cannot be had from this machine, or its sizes are none that a guest can have.
     """
 
-    def __init__(self, memory_bytes: int, firmware_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, firmware_bytes: int, *, shared: bool = True) -> None:
         wanted = layout(memory_bytes, firmware_bytes)
         self.ranges: list[Range] = []
         self.fd = -1
         try:
-            self.fd = _memfd()
-            os.ftruncate(self.fd, memory_bytes + firmware_bytes)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
+            if shared:
+                self.fd = _memfd()
+                os.ftruncate(self.fd, memory_bytes + firmware_bytes)
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
             for gpa, size, offset in wanted:
-                pages = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+                if shared:
+                    pages = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+                else:
+                    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 self.ranges.append(Range(gpa, size, offset, pages))
                 if gpa < FOUR_GIB <= gpa + size:
                     # The firmware fills its region; RAM is touched here and there, and stays in small pages.

@@ -55,13 +55,22 @@ class Sev:
         kernel: The kernel as this process sees it. The guest belongs to this process: no other can drive it.
         sev_path: Device of the secure processor; it is opened for reading only, which suffices for every launch.
         kvm_path: Device of KVM.
+        share_memory: Guest memory is a memfd, which others can map; else it is this process's alone, in large pages.
     """
 
     VM_TYPE = kvm.VM_TYPE_SEV
     NAME = "SEV"
 
-    def __init__(self, kernel: Kernel, *, sev_path: str = "/dev/sev", kvm_path: str = "/dev/kvm") -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        sev_path: str = "/dev/sev",
+        kvm_path: str = "/dev/kvm",
+        share_memory: bool = True,
+    ) -> None:
         self._kernel = kernel
+        self._share_memory = share_memory
         self._sev_path = sev_path
         self._kvm_path = kvm_path
         self._sev_fd = -1
@@ -132,7 +141,7 @@ class Sev:
             machine.check_vcpu_count(vcpu_count)
             self._check_features(machine, vmsa_features)
             self._command(kvm_sev.SEV_INIT2, kvm_sev.SevInit(vmsa_features=vmsa_features))
-            machine.add_memory(memory_bytes, firmware_bytes)
+            machine.add_memory(memory_bytes, firmware_bytes, shared=self._share_memory)
             machine.register_memory()
             machine.add_vcpus(vcpu_count, cpuid_signature, ap_reset_address)
         except BaseException:

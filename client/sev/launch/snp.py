@@ -45,10 +45,19 @@ class Snp:
         kernel: The kernel as this process sees it. The guest belongs to this process: no other can drive it.
         sev_path: Device of the secure processor; it is opened for reading only, which suffices for every launch.
         kvm_path: Device of KVM.
+        share_memory: Guest memory is a memfd, which others can map; else it is this process's alone, in large pages.
     """
 
-    def __init__(self, kernel: Kernel, *, sev_path: str = "/dev/sev", kvm_path: str = "/dev/kvm") -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        sev_path: str = "/dev/sev",
+        kvm_path: str = "/dev/kvm",
+        share_memory: bool = True,
+    ) -> None:
         self._kernel = kernel
+        self._share_memory = share_memory
         self._sev_path = sev_path
         self._kvm_path = kvm_path
         self._sev_fd = -1
@@ -276,7 +285,7 @@ class Snp:
             )
         machine.enable(kvm.CAP_EXIT_HYPERCALL, 1 << kvm.HC_MAP_GPA_RANGE)
         self._command(kvm_sev.SEV_INIT2, kvm_sev.SevInit(vmsa_features=wanted))
-        machine.add_memory(memory_bytes, firmware_bytes)
+        machine.add_memory(memory_bytes, firmware_bytes, shared=self._share_memory)
 
     def _update(self, request: kvm_sev.SnpLaunchUpdate, remedies: dict[int, str]) -> kvm_sev.SnpLaunchUpdate:
         """One call; answers what is left. EAGAIN, which the kernel's documentation allows, leaves everything."""
