@@ -1,7 +1,6 @@
 """Guests in workers on the real /dev/kvm, through a real daemon: `python -m tests.bench.bench_workers`.
 
-From CreateGuest to the first exit of a guest that runs; what one that is idle costs; and a guest of 1 GiB whose memory
-its owner fills through a mapping, so that neither client nor daemon copies any of it.
+From CreateGuest to the first exit of a guest that runs, and what one that is idle costs.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from sev.client import Host
 from tests.support.plain_host import launch, plain_host
 from tests.support.real_mode import HLT
 from tests.support.workers import descriptors
-
-GIB = 1 << 30
 
 
 def milliseconds(values: list[float]) -> str:
@@ -68,24 +65,6 @@ def workers(folder: Path) -> list[int]:
     return out
 
 
-def large(host: Host, content: bytes) -> tuple[float, float, float]:
-    """Seconds to create a guest of 1 GiB and map it, to fill it, and from there to READY."""
-    begin = time.perf_counter()
-    guest_id = host.create_guest(
-        guest_type="plain", memory_bytes=GIB, firmware_bytes=4096, vcpu_count=1, cpuid_signature=0, vmsa_features=0
-    ).guest_id
-    with host.map_memory(guest_id) as memory:
-        mapped = time.perf_counter()
-        for gpa in range(0, GIB, len(content)):
-            memory.write(gpa, content)
-        filled = time.perf_counter()
-        host.start_launch(guest_id, policy=0)
-        host.finish_launch(guest_id)
-        ready = time.perf_counter()
-    host.delete_guest(guest_id, confirm=True)
-    return mapped - begin, filled - mapped, ready - filled
-
-
 def main() -> None:
     """Prints the figures."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -116,12 +95,6 @@ def main() -> None:
         )
         for guest_id in ids:
             host.delete_guest(guest_id, confirm=True)
-        content = bytes(range(256)) * 8192
-        runs = [large(host, content) for _ in range(min(rounds, 5))]
-        print(f"1 GiB: create and map       {milliseconds([one[0] for one in runs])}")
-        print(f"1 GiB: fill it in place     {milliseconds([one[1] for one in runs])} (the client's own writing)")
-        print(f"1 GiB: start and finish     {milliseconds([one[2] for one in runs])}")
-        print("copied by daemon and client 0 bytes: the pages written are the guest's")
 
 
 if __name__ == "__main__":
