@@ -48,7 +48,7 @@ class PeerHost:
         registers = ("eax", "ebx", "ecx", "edx")
         return [f"{leaf:#x}=" + ",".join(found[leaf][name] for name in registers) for leaf in _LEAVES]
 
-    def run(self, program: str, *words: object, kvm: str = "/dev/kvm") -> subprocess.CompletedProcess[str]:
+    def run(self, program: str, *words: object) -> subprocess.CompletedProcess[str]:
         """Runs a peer as on that host."""
         need_program("objdump")
         devices = self.files.devices
@@ -57,8 +57,9 @@ class PeerHost:
             "/dev/cpu/0/msr": devices / "msr",
             "/sys/module/kvm_amd/parameters": devices / "parameters",
         }
-        if Path(kvm).exists():
-            files["/dev/kvm"] = Path(kvm)
+        kvm = Path("/dev/kvm")
+        if kvm.exists():
+            files[str(kvm)] = kvm
         path = str(peer(program))
         disguise = [sys.executable, "-S", cpuid.__file__, cpuid.places(path), *self.leaves(), "--"]
         return run_inside(files, [*disguise, path, *map(str, words)], network=self.network)
