@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CERTIFICATE_LIMIT = 16 << 10
 """Bytes of a certificate or list at most; real ones have under 2000."""
 
+_OTHER_ROOTS = "For a simulator's service name its roots (roots/ark.pem) with --roots; do not use it otherwise."
+
 
 def cek(
     service: Service,
@@ -115,7 +117,7 @@ def ca(service: Service, product: Product, key: str = "vcek", *, roots: Roots | 
     raise IntermediateSignatureInvalid(
         f"{what} from {service.url} do not end in a trusted root",
         field="ark",
-        remedy="For a simulator's service name its roots (roots/ark.pem) with --roots.",
+        remedy=_OTHER_ROOTS,
     )
 
 
@@ -210,12 +212,19 @@ def _leaf(
 ) -> Certificate:
     from sev.attestation.errors import TcbMismatch
     from sev.certs import Roots, chain, files
+    from sev.certs.errors import NotGenuine
 
     found = _read(service, what, lambda: files.load(answer))
     if len(found) != 1 or found[0].kind != kind:
         raise KdsUnavailable(f"{service.url} answers {', '.join(one.kind for one in found)} for {what}", field="kds")
     leaf = found[0]
-    chain.check_dates(chain.find(leaf, roots or Roots.amd(), tuple(given)), at)
+    try:
+        link = chain.find(leaf, roots or Roots.amd(), tuple(given))
+    except NotGenuine as error:
+        if roots is None:
+            error.remedy = _OTHER_ROOTS
+        raise
+    chain.check_dates(link, at)
     own = {name: level for name, level in leaf.tcb.items() if name in tcb.product.components}
     if own != tcb.components():
         raise TcbMismatch(f"{service.url} answers a certificate of another TCB for {what}", field=kind)
