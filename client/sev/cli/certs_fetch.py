@@ -236,22 +236,20 @@ def _fetch(args: Namespace, out: Output) -> int:
 
 def _fetched(args: Namespace, kds: Service, asked: _Asked) -> list[tuple[str, bytes]]:
     """Kind and DER of what the service gives."""
-    from datetime import UTC, datetime
-
     from sev.kds import certificates
 
-    product, now = asked.product, datetime.now(UTC)
+    product = asked.product
     roots = _roots(args)
     if asked.what == "ca":
         return [(one.kind, one.der) for one in certificates.ca(kds, product, asked.key, roots=roots)]
     if asked.what == "crl":
-        return [("crl", certificates.crl(kds, product, asked.key, at=now, roots=roots).der)]
+        return [("crl", certificates.crl(kds, product, asked.key, roots=roots).der)]
     # AMD's authorities are built in; others' come from the same service, up to the roots that were given.
     given = certificates.ca(kds, product, asked.key, roots=roots)[:1] if roots is not None else ()
     if asked.what == "vcek":
-        leaf = certificates.vcek(kds, product, asked.chip_id, asked.tcb, at=now, roots=roots, given=given)
+        leaf = certificates.vcek(kds, product, asked.chip_id, asked.tcb, roots=roots, given=given)
     else:
-        leaf = certificates.vlek(kds, product, asked.tcb, at=now, roots=roots, given=given)
+        leaf = certificates.vlek(kds, product, asked.tcb, roots=roots, given=given)
     return [(asked.what, leaf.der)]
 
 

@@ -127,7 +127,7 @@ def vcek(
     chip_id: bytes,
     tcb: TcbVersion,
     *,
-    at: datetime,
+    at: datetime | None = None,
     roots: Roots | None = None,
     given: Iterable[Certificate] = (),
 ) -> Certificate:
@@ -138,7 +138,7 @@ def vcek(
         product: Processor line.
         chip_id: As reports show it.
         tcb: The TCB, that of the report that it is to verify.
-        at: The time for which it must be valid (aware).
+        at: The time for which it must be valid (aware); when it has come, if none is given.
         roots: Trusted roots; AMD's if none are given.
         given: Authorities at hand beside the roots' own.
 
@@ -162,7 +162,7 @@ def vlek(
     product: Product,
     tcb: TcbVersion,
     *,
-    at: datetime,
+    at: datetime | None = None,
     roots: Roots | None = None,
     given: Iterable[Certificate] = (),
 ) -> Certificate:
@@ -172,7 +172,9 @@ def vlek(
     return _leaf(service, answer, "vlek", what, tcb, at, roots, given)
 
 
-def crl(service: Service, product: Product, key: str = "vcek", *, at: datetime, roots: Roots | None = None) -> Crl:
+def crl(
+    service: Service, product: Product, key: str = "vcek", *, at: datetime | None = None, roots: Roots | None = None
+) -> Crl:
     """The revocation list of a processor line's root.
 
     Raises:
@@ -193,6 +195,7 @@ def crl(service: Service, product: Product, key: str = "vcek", *, at: datetime, 
     )
     if not any(signed):
         raise errors.CrlSignatureInvalid(f"{what} is not signed by {found.issuer_cn!r}", field="crl")
+    at = at or _now()
     if at < found.this_update:
         raise errors.CrlNotYetValid(f"{what} is of {found.this_update:%Y-%m-%dT%H:%M:%SZ}", field="crl")
     if at >= found.next_update:
@@ -206,7 +209,7 @@ def _leaf(
     kind: str,
     what: str,
     tcb: TcbVersion,
-    at: datetime,
+    at: datetime | None,
     roots: Roots | None,
     given: Iterable[Certificate],
 ) -> Certificate:
@@ -224,11 +227,17 @@ def _leaf(
         if roots is None:
             error.remedy = _OTHER_ROOTS
         raise
-    chain.check_dates(link, at)
+    chain.check_dates(link, at or _now())
     own = {name: level for name, level in leaf.tcb.items() if name in tcb.product.components}
     if own != tcb.components():
         raise TcbMismatch(f"{service.url} answers a certificate of another TCB for {what}", field=kind)
     return leaf
+
+
+def _now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
 
 
 def _read(service: Service, what: str, read: Callable[[], T]) -> T:

@@ -165,7 +165,8 @@ class Service:
 
     def _body(self, response: HTTPResponse, what: str, limit: int, until: float) -> bytes:
         chunks, have = [], 0
-        while chunk := response.read(min(_CHUNK, limit + 1 - have)):
+        # What is there, not as much as that: a service that drips is left when the patience ends.
+        while chunk := response.read1(min(_CHUNK, limit + 1 - have)):
             chunks.append(chunk)
             have += len(chunk)
             if have > limit:
