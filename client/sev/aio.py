@@ -30,13 +30,22 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from sev import guest_operations, hosted, hosted_plain, operations, sev_operations
+    from sev import (
+        guest_operations,
+        hosted,
+        hosted_plain,
+        hosted_sev,
+        operations,
+        sev_guest_operations,
+        sev_operations,
+    )
     from sev.aio_run import AsyncGuestRun
     from sev.calls import Call, Failure, Operation, Stream
     from sev.mapped_memory import MappedMemory
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
     hosted_plain, sev_operations = Later("sev.hosted_plain"), Later("sev.sev_operations")
+    hosted_sev, sev_guest_operations = Later("sev.hosted_sev"), Later("sev.sev_guest_operations")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,11 +152,19 @@ class AsyncHost:
     watch_guests = _Watches(lambda: guest_operations.watch_guests)
     pause_guest = _Does(lambda: guest_operations.pause_guest)
     delete_guest = _Does(lambda: guest_operations.delete_guest)
+    measure_guest = _Does(lambda: sev_guest_operations.measure_guest)
+    inject_secret = _Does(lambda: sev_guest_operations.inject_secret)
+    attestation_report = _Does(lambda: sev_guest_operations.attestation_report)
+    read_guest_memory = _Does(lambda: sev_guest_operations.read_guest_memory)
+    write_guest_memory = _Does(lambda: sev_guest_operations.write_guest_memory)
     guest_report = _Does(lambda: guest_operations.guest_report)
     guest_key = _Does(lambda: guest_operations.guest_key)
     launch_plan = _Does(lambda: hosted.launch_plan)
     launch_snp = _Does(lambda: hosted.launch_snp)
     launch_plain = _Does(lambda: hosted_plain.launch_plain)
+    launch_sev = _Does(lambda: hosted_sev.launch_sev)
+    launch_sev_es = _Does(lambda: hosted_sev.launch_sev_es)
+    launch_sev_plan = _Does(lambda: hosted_sev.launch_sev_plan)
 
     async def map_memory(self, guest_id: str) -> MappedMemory:
         """As `sev.client.Host.map_memory`."""

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class Guest:
     """A hosted guest.
 
-    `launch_digest` has 48 bytes from state "ready" on and none before; a plain guest never has one. `protected` is true
-    if its technology protects it from its host: not where there is none, nor on a simulated host.
+    `launch_digest` has 48 bytes of an SNP guest from state "ready" on, 32 of an SEV or SEV-ES guest from "measured" on
+    (where the host can tell), and none before; a plain guest never has one. `measurement` is what LAUNCH_MEASURE
+    answered, 48 bytes, of an SEV or SEV-ES guest from "measured" on. `protected` is true if its technology protects it
+    from its host: not where there is none, nor on a simulated host.
     """
 
     guest_id: str
@@ -36,6 +38,7 @@ class Guest:
     label: str
     updated_pages: int
     protected: bool = False
+    measurement: bytes = b""
 
     @classmethod
     def from_message(cls, message: guest_pb2.Guest) -> Guest:
@@ -44,7 +47,7 @@ class Guest:
 
         return cls(
             guest_id=message.guest_id,
-            type=word(guest_pb2.GuestType, "GUEST_TYPE_", message.type),
+            type=word(guest_pb2.GuestType, "GUEST_TYPE_", message.type).replace("_", "-"),
             state=word(guest_pb2.GuestState, "GUEST_STATE_", message.state),
             owner=message.owner,
             vcpu_count=message.vcpu_count,
@@ -58,6 +61,7 @@ class Guest:
             label=message.label,
             updated_pages=message.updated_pages,
             protected=message.protected,
+            measurement=message.measurement,
         )
 
     def document(self) -> dict[str, object]:
@@ -78,15 +82,22 @@ class Guest:
             "label": self.label or None,
             "updated_pages": self.updated_pages,
             "protected": self.protected,
+            "measurement": self.measurement.hex() or None,
         }
 
 
 @record
 class LaunchedGuest:
-    """A guest that was launched, and the digest that it ought to have."""
+    """A guest that was launched, or measured, and the digest that it ought to have.
+
+    `secret_gpa` and `secret_size` are the area for secrets that the firmware image of an SEV or SEV-ES guest names; 0
+    where it names none.
+    """
 
     guest: Guest
     expected_digest: bytes
+    secret_gpa: int = 0
+    secret_size: int = 0
 
     @property
     def as_expected(self) -> bool:
@@ -95,13 +106,18 @@ class LaunchedGuest:
 
     def document(self) -> dict[str, object]:
         """The JSON form, as `sev guest launch --json` prints it."""
-        return {
+        out: dict[str, object] = {
             "guest_id": self.guest.guest_id,
             "type": self.guest.type,
             "state": self.guest.state,
             "launch_digest": self.guest.launch_digest.hex(),
             "expected_digest": self.expected_digest.hex(),
         }
+        if self.guest.measurement:
+            out["measurement"] = self.guest.measurement.hex()
+            out["secret_gpa"] = f"{self.secret_gpa:#x}" if self.secret_gpa else None
+            out["secret_size"] = self.secret_size or None
+        return out
 
 
 @record

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHUNK = 512 << 10
 """Bytes of memory in one message of an upload: what goes fastest; the daemon takes up to 2 MiB."""
 
-GUEST_TYPES = ("snp", "plain")
+GUEST_TYPES = ("snp", "sev-es", "sev", "plain")
 """Technologies of guests that are hosted."""
 
 KEY_SELECTIONS = ("auto", "vcek", "vlek")
@@ -35,7 +35,7 @@ def create_guest(
     vcpu_count: int,
     cpuid_signature: int,
     ap_reset_address: int = 0,
-    vmsa_features: int = 1,
+    vmsa_features: int | None = None,
     guest_type: str = "snp",
     guest_id: str = "",
     label: str = "",
@@ -50,8 +50,9 @@ def create_guest(
         vcpu_count: Number of vCPUs.
         cpuid_signature: CPUID leaf 1 EAX shown to the guest.
         ap_reset_address: Where the other vCPUs start; 0 with one vCPU.
-        vmsa_features: SEV_FEATURES of the VMSAs.
-        guest_type: "snp", or "plain" for an ordinary VM that nothing protects (only where the daemon admits them).
+        vmsa_features: SEV_FEATURES of the VMSAs; None: 0x1 for SNP, 0 for others.
+        guest_type: "snp", "sev-es", "sev", or "plain" for an ordinary VM that nothing protects (only where the daemon
+            admits them).
         guest_id: Identifier wanted (8 to 36 of a-z, 0-9, hyphen); empty: the daemon makes one.
         label: Label of the owner's choosing, at most 64 characters.
         validate_only: Check everything, change nothing.
@@ -65,11 +66,13 @@ def create_guest(
     for name, value in (("memory_bytes", memory_bytes), ("firmware_bytes", firmware_bytes)):
         fits(name, value, 64)
     fits("ap_reset_address", ap_reset_address, 64)
+    if vmsa_features is None:
+        vmsa_features = int(guest_type == "snp")
     fits("vmsa_features", vmsa_features, 64)
     if guest_type not in GUEST_TYPES:
         raise UsageError(f"guest_type: {guest_type!r}, expected one of {', '.join(GUEST_TYPES)}", field="guest_type")
     request = pb.CreateGuestRequest(
-        type=pb.GuestType.Value(f"GUEST_TYPE_{guest_type.upper()}"),
+        type=pb.GuestType.Value(f"GUEST_TYPE_{guest_type.upper().replace('-', '_')}"),
         guest_id=text("guest_id", guest_id),
         memory_bytes=memory_bytes,
         firmware_bytes=firmware_bytes,
@@ -136,9 +139,26 @@ def memory_message(gpa: int, data: memoryview) -> bytes:
 
 
 def start_launch(
-    guest_id: str, *, policy: int, gosvw: bytes = b"", validate_only: bool = False, request_id: str = ""
+    guest_id: str,
+    *,
+    policy: int,
+    gosvw: bytes = b"",
+    owner_certificate: bytes = b"",
+    session: bytes = b"",
+    validate_only: bool = False,
+    request_id: str = "",
 ) -> Operation[Guest]:
-    """SNP_LAUNCH_START with a guest policy and 16 bytes of OS visible workarounds. State: created to launching."""
+    """LAUNCH_START with a guest policy. State: created to launching.
+
+    Args:
+        guest_id: The guest.
+        policy: Guest policy.
+        gosvw: OS visible workarounds of an SNP guest, 16 bytes.
+        owner_certificate: ECDH certificate of an SEV or SEV-ES guest's owner, 2084 bytes; none: it has no owner.
+        session: The owner's launch blob, 128 bytes.
+        validate_only: Check everything, change nothing.
+        request_id: Makes retries safe; one is made if empty.
+    """
     from sev.v1 import guest_pb2 as pb
 
     fits("policy", policy, 64)
@@ -147,6 +167,8 @@ def start_launch(
         guest_id=text("guest_id", guest_id),
         policy=policy,
         gosvw=gosvw,
+        owner_certificate=owner_certificate,
+        session=session,
         validate_only=validate_only,
         request_id=request_id,
     )
@@ -157,9 +179,9 @@ def start_launch(
 def update_launch(
     guest_id: str, regions: Iterable[Region], *, validate_only: bool = False, request_id: str = ""
 ) -> Operation[Guest]:
-    """SNP_LAUNCH_UPDATE over (address, bytes, page type) regions in this order. State stays launching.
+    """LAUNCH_UPDATE over (address, bytes, page type) regions in this order. State stays launching.
 
-    Page types are those of the firmware: 1 normal, 3 zero, 4 unmeasured, 5 secrets, 6 CPUID.
+    Page types are those of the firmware: 1 normal, 3 zero, 4 unmeasured, 5 secrets, 6 CPUID; 1 for SEV and SEV-ES.
     """
     from sev.v1 import guest_pb2 as pb
 
@@ -187,7 +209,10 @@ def finish_launch(
     validate_only: bool = False,
     request_id: str = "",
 ) -> Operation[Guest]:
-    """SNP_LAUNCH_FINISH: measures the VMSAs, checks the ID block (96 and 4096 bytes). State: ready, or failed."""
+    """SNP_LAUNCH_FINISH: measures the VMSAs, checks the ID block (96 and 4096 bytes). State: ready, or failed.
+
+    LAUNCH_FINISH of an SEV or SEV-ES guest, which takes nothing else. State: measured to ready.
+    """
     from sev.v1 import guest_pb2 as pb
 
     request_id = request_id or new_request_id()

@@ -103,7 +103,7 @@ def launch_snp(
     )
     return launch_plan(
         plan,
-        cpuid_signature=_signature(vcpu_type, vcpu_signature),
+        cpuid_signature=signature_of(vcpu_type, vcpu_signature),
         guest_features=guest_features,
         memory_bytes=memory_bytes,
         policy=policy,
@@ -288,9 +288,14 @@ def new_guest_id() -> str:
     return f"snp-{urandom(6).hex()}"
 
 
-def _signature(vcpu_type: str | None, vcpu_signature: int | None) -> int:
-    if vcpu_type is None:
-        return vcpu_signature or 0
+def signature_of(vcpu_type: str | None, vcpu_signature: int | None) -> int:
+    """CPUID leaf 1 EAX: as given, of a CPU model, or of the default one.
+
+    Raises:
+        UsageError: Both, or an unknown model.
+    """
     from sev.measurement.vcpu_types import signature
 
-    return signature(vcpu_type)
+    if vcpu_type is not None and vcpu_signature is not None:
+        raise UsageError("a CPU type and a CPU signature were given: give one of them", field="vcpu_signature")
+    return signature(vcpu_type or DEFAULT_VCPU_TYPE) if vcpu_signature is None else vcpu_signature

@@ -70,16 +70,22 @@ class GuestSkin(PlainSkin):
     async def start_guest_launch(
         self, caller: Caller, request: pb.StartGuestLaunchRequest
     ) -> pb.StartGuestLaunchResponse:
-        """SNP_LAUNCH_START."""
+        """LAUNCH_START."""
         guest = await self._guests.start(
-            caller, request.guest_id, request.policy, request.gosvw, validate_only=request.validate_only
+            caller,
+            request.guest_id,
+            request.policy,
+            request.gosvw,
+            certificate=request.owner_certificate,
+            session=request.session,
+            validate_only=request.validate_only,
         )
         return pb.StartGuestLaunchResponse(guest=messages.guest(guest))
 
     async def update_guest_launch(
         self, caller: Caller, request: pb.UpdateGuestLaunchRequest
     ) -> pb.UpdateGuestLaunchResponse:
-        """SNP_LAUNCH_UPDATE."""
+        """LAUNCH_UPDATE."""
         regions = [Region(region.gpa, region.size_bytes, region.page_type) for region in request.regions]
         guest = await self._guests.update(caller, request.guest_id, regions, validate_only=request.validate_only)
         return pb.UpdateGuestLaunchResponse(guest=messages.guest(guest))
@@ -87,7 +93,7 @@ class GuestSkin(PlainSkin):
     async def finish_guest_launch(
         self, caller: Caller, request: pb.FinishGuestLaunchRequest
     ) -> pb.FinishGuestLaunchResponse:
-        """SNP_LAUNCH_FINISH."""
+        """LAUNCH_FINISH."""
         guest = await self._guests.finish(
             caller,
             request.guest_id,
@@ -99,6 +105,48 @@ class GuestSkin(PlainSkin):
             validate_only=request.validate_only,
         )
         return pb.FinishGuestLaunchResponse(guest=messages.guest(guest))
+
+    async def measure_guest(self, caller: Caller, request: pb.MeasureGuestRequest) -> pb.MeasureGuestResponse:
+        """LAUNCH_MEASURE."""
+        guest = await self._guests.sev.measure(caller, request.guest_id, validate_only=request.validate_only)
+        return pb.MeasureGuestResponse(guest=messages.guest(guest), measurement=guest.measurement)
+
+    async def inject_guest_secret(
+        self, caller: Caller, request: pb.InjectGuestSecretRequest
+    ) -> pb.InjectGuestSecretResponse:
+        """LAUNCH_SECRET."""
+        guest = await self._guests.sev.inject(
+            caller,
+            request.guest_id,
+            request.gpa,
+            request.header,
+            request.payload,
+            validate_only=request.validate_only,
+        )
+        return pb.InjectGuestSecretResponse(guest=messages.guest(guest))
+
+    async def get_guest_attestation_report(
+        self, caller: Caller, request: pb.GetGuestAttestationReportRequest
+    ) -> pb.GetGuestAttestationReportResponse:
+        """GET_ATTESTATION_REPORT."""
+        report = await self._guests.sev.report(caller, request.guest_id, request.mnonce)
+        return pb.GetGuestAttestationReportResponse(report=report)
+
+    async def read_guest_memory(self, caller: Caller, request: pb.ReadGuestMemoryRequest) -> pb.ReadGuestMemoryResponse:
+        """DBG_DECRYPT."""
+        data = await self._guests.sev.read(
+            caller, request.guest_id, request.gpa, request.size_bytes, validate_only=request.validate_only
+        )
+        return pb.ReadGuestMemoryResponse(data=data)
+
+    async def write_guest_memory(
+        self, caller: Caller, request: pb.WriteGuestMemoryRequest
+    ) -> pb.WriteGuestMemoryResponse:
+        """DBG_ENCRYPT."""
+        await self._guests.sev.write(
+            caller, request.guest_id, request.gpa, request.data, validate_only=request.validate_only
+        )
+        return pb.WriteGuestMemoryResponse()
 
     async def get_guest(self, caller: Caller, request: pb.GetGuestRequest) -> pb.GetGuestResponse:
         """One guest."""

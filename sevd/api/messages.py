@@ -173,6 +173,7 @@ def guest(value: Guest) -> guest_pb2.Guest:
         label=value.label,
         updated_pages=value.updated_pages,
         protected=value.protected,
+        measurement=value.measurement,
     )
 
 

@@ -11,11 +11,13 @@ import secrets
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from sev.errors import LimitReached, NotPermitted, UsageError
+from sev.errors import LimitReached, NotOffered, NotPermitted, UsageError
 from sevd.access.roles import Role
 from sevd.guests.model import MAX_FIRMWARE_BYTES, PAGE, CreateGuest, GuestType
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sevd.access.identity import Caller
     from sevd.guests.limits import Limits
 
@@ -31,12 +33,23 @@ def new_guest_id() -> str:
     return f"g-{secrets.token_hex(10)}"
 
 
-def check_create(request: CreateGuest, limits: Limits, *, plain: bool = False) -> None:
+TECHNOLOGIES = {GuestType.SNP: "snp", GuestType.SEV_ES: "sev-es", GuestType.SEV: "sev"}
+"""Names of the technologies, as the configuration has them."""
+
+
+def check_create(
+    request: CreateGuest,
+    limits: Limits,
+    *,
+    plain: bool = False,
+    technologies: Collection[str] = tuple(TECHNOLOGIES.values()),
+) -> None:
     """Raises unless the request can be meant, and what it asks for is admitted here.
 
     Raises:
         UsageError: A value that cannot be meant; names the field.
         NotPermitted: A plain guest, and these are not admitted.
+        NotOffered: A technology that the configuration leaves out.
         LimitReached: Too many vCPUs.
     """
     if request.type == GuestType.PLAIN and not plain:
@@ -45,8 +58,14 @@ def check_create(request: CreateGuest, limits: Limits, *, plain: bool = False) -
             field="type",
             remedy="Set guests.plain = true in the daemon's configuration if that is meant.",
         )
-    if request.type not in (GuestType.SNP, GuestType.PLAIN):
-        raise UsageError("type: expected SNP or PLAIN, which are hosted here", field="type")
+    if request.type == GuestType.UNSPECIFIED:
+        raise UsageError("type: expected SNP, SEV_ES, SEV or PLAIN, which are hosted here", field="type")
+    if request.type != GuestType.PLAIN and TECHNOLOGIES[request.type] not in technologies:
+        raise not_offered(TECHNOLOGIES[request.type], "type")
+    if request.type in (GuestType.SEV, GuestType.PLAIN) and request.vmsa_features:
+        raise UsageError(
+            f"vmsa_features: 0x{request.vmsa_features:x}, and a guest of this type has no VMSA", field="vmsa_features"
+        )
     if request.guest_id and not GUEST_ID.fullmatch(request.guest_id):
         raise UsageError("guest_id: expected 8 to 36 characters of a-z, 0-9 and hyphen", field="guest_id")
     if not 0 < request.memory_bytes <= MAX_MEMORY_BYTES or request.memory_bytes % PAGE:
@@ -74,6 +93,15 @@ def check_create(request: CreateGuest, limits: Limits, *, plain: bool = False) -
         raise UsageError("ap_reset_address: the vCPUs after the first need one", field="ap_reset_address")
     if len(request.label) > MAX_LABEL or not request.label.isprintable():
         raise UsageError(f"label: expected at most {MAX_LABEL} printable characters", field="label")
+
+
+def not_offered(technology: str, field: str = "") -> NotOffered:
+    """The answer where the configuration leaves a technology out."""
+    return NotOffered(
+        f"{technology}: this daemon does not offer it: its configuration leaves it out of guests.technologies",
+        field=field,
+        remedy=f'Add "{technology}" to guests.technologies in the daemon\'s configuration, and restart it.',
+    )
 
 
 class Ledger:

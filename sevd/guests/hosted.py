@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sev.errors import NotFound
 from sevd.guests.memory import MemoryMap
-from sevd.guests.model import CreateGuest, Guest, GuestState, GuestType
+from sevd.guests.model import LEGACY, CreateGuest, Guest, GuestState, GuestType
 from sevd.guests.port import Card
 from sevd.guests.states import Step, after
 
@@ -48,11 +48,12 @@ class Hosted:
         self.state = GuestState.CREATED
         self.policy = 0
         self.launch_digest = b""
+        self.measurement = b""
         self.asid = 0
         self.failure = ""
         self.updated_pages = 0
         self.machine: GuestMachine | None = None
-        self.memory = MemoryMap(request.memory_bytes, request.firmware_bytes)
+        self.memory = MemoryMap(request.memory_bytes, request.firmware_bytes, legacy=request.type in LEGACY)
         self.lock = asyncio.Lock()
         self.stopping = False
         self.sequence = 0
@@ -80,6 +81,7 @@ class Hosted:
             label=self.request.label,
             updated_pages=self.updated_pages,
             protected=self.protected,
+            measurement=self.measurement,
         )
 
     @property
@@ -100,10 +102,14 @@ class Hosted:
         """
         if self.stopping and self.state is not GuestState.LOST:
             raise self.gone()
-        after(self.state, step)
+        self.after(step)
         if self.machine is None:
             raise self.gone()
         return self.machine
+
+    def after(self, step: Step) -> GuestState:
+        """The state after a step. Raises WrongState: it is out of order."""
+        return after(self.state, step, self.request.type)
 
     def gone(self) -> NotFound:
         """The answer to whoever comes while, or after, the guest is deleted."""

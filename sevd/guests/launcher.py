@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from sev.errors import NotNow, SevError
 from sevd.devices.work import Withdrawn
-from sevd.guests.machine import Finish, accepted_bytes
+from sevd.guests.machine import Finish, Start, accepted_bytes
 from sevd.guests.model import PAGE, Guest, GuestState, Region
-from sevd.guests.states import Step, after
+from sevd.guests.states import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +89,7 @@ class Launcher:
         progress = found.progress
         guest.policy, guest.launch_digest = progress.policy, progress.launch_digest
         guest.failure, guest.updated_pages = progress.failure, progress.updated_pages
+        guest.measurement = progress.measurement
         for start, end in progress.taken:
             guest.memory.taken.add(start, end)
         if found.machine is None:
@@ -101,25 +102,25 @@ class Launcher:
         state = GuestState.PAUSED if progress.state is GuestState.RUNNING else progress.state
         self._become(guest, state, "guest.found", "was found again in its worker")
 
-    async def start(self, guest: Hosted, policy: int, gosvw: bytes, work: Work) -> Guest:
-        """SNP_LAUNCH_START. A refusal leaves the guest CREATED."""
+    async def start(self, guest: Hosted, start: Start, work: Work) -> Guest:
+        """LAUNCH_START. A refusal leaves the guest CREATED."""
         async with guest.lock:
             work.check()
             guest.ready_for(Step.START)
             await self._quiet.begin(guest.lane)
             try:
                 machine = guest.ready_for(Step.START)  # it may have been deleted while a platform command ran
-                await work.do(machine.start, policy, gosvw)
-                state = after(guest.state, Step.START)
+                await work.do(machine.start, start.policy, start.gosvw, start.certificate, start.session)
+                state = guest.after(Step.START)
             except BaseException:
                 self._quiet.end(guest.lane)
                 raise
-            guest.policy = policy
-            self._become(guest, state, "guest.launching", "began its launch", {"policy": f"0x{policy:x}"})
+            guest.policy = start.policy
+            self._become(guest, state, "guest.launching", "began its launch", {"policy": f"0x{start.policy:x}"})
             return guest.view()
 
     async def update(self, guest: Hosted, regions: tuple[Region, ...], work: Work) -> Guest:
-        """SNP_LAUNCH_UPDATE, cut into pieces so that other guests get their turns in between."""
+        """LAUNCH_UPDATE, cut into pieces so that other guests get their turns in between."""
         async with guest.lock:
             work.check()
             guest.ready_for(Step.UPDATE)
@@ -143,7 +144,7 @@ class Launcher:
                         error.metadata.setdefault("gpa", f"0x{gpa + done:x}")
                         raise
                     issued = number + 1
-                    guest.updated_pages += size // PAGE
+                    guest.updated_pages += -(-size // PAGE)
             finally:
                 for _, gpa, size in pieces[issued:]:
                     taken.remove(gpa, gpa + size)
@@ -152,26 +153,62 @@ class Launcher:
             return guest.view()
 
     async def finish(self, guest: Hosted, finish: Finish, work: Work) -> Guest:
-        """SNP_LAUNCH_FINISH. Once it was issued a failure is final: KVM has measured the vCPUs, which happens once."""
+        """LAUNCH_FINISH. Once it was issued for an SNP guest a failure is final: KVM has measured the vCPUs, which
+        happens once. An SEV or SEV-ES guest stays MEASURED."""
         async with guest.lock:
             work.check()
             machine = guest.ready_for(Step.FINISH)
             self._quiet.touch(guest.lane)
             try:
                 digest = await work.do(machine.finish, finish)
-                state = after(guest.state, Step.FINISH)
+                state = guest.after(Step.FINISH)
             except Withdrawn:
                 raise
             except SevError as error:
-                if work.issued and guest.state is GuestState.LAUNCHING:
-                    guest.failure = error.message
-                    self._quiet.end(guest.lane)
-                    self._become(guest, GuestState.FAILED, "guest.failed", f"failed to launch: {error.message}")
+                self._launch_failed(guest, error, work)
                 raise
             self._quiet.end(guest.lane)
-            guest.launch_digest = digest
-            self._become(guest, state, "guest.ready", "is launched", {"launch_digest": digest.hex()})
+            guest.launch_digest = digest or guest.launch_digest
+            self._become(guest, state, "guest.ready", "is launched", {"launch_digest": guest.launch_digest.hex()})
             return guest.view()
+
+    async def measure(self, guest: Hosted, work: Work) -> Guest:
+        """LAUNCH_UPDATE_VMSA and LAUNCH_MEASURE. Once issued a failure is final: what was measured is not known."""
+        async with guest.lock:
+            work.check()
+            machine = guest.ready_for(Step.MEASURE)
+            self._quiet.touch(guest.lane)
+            try:
+                measured = await work.do(machine.measure)
+                state = guest.after(Step.MEASURE)
+            except Withdrawn:
+                raise
+            except SevError as error:
+                self._launch_failed(guest, error, work)
+                raise
+            # Its owner may take days to answer: platform commands do not wait for that.
+            self._quiet.end(guest.lane)
+            guest.measurement, guest.launch_digest = measured.measurement, measured.digest
+            self._become(guest, state, "guest.measured", "was measured", {"launch_digest": measured.digest.hex()})
+            return guest.view()
+
+    async def inject(self, guest: Hosted, gpa: int, header: bytes, payload: bytes, work: Work) -> Guest:
+        """LAUNCH_SECRET. A refusal changes nothing."""
+        async with guest.lock:
+            work.check()
+            machine = guest.ready_for(Step.INJECT)
+            await work.do(machine.secret, gpa, header, payload)
+            guest.memory.taken.add(gpa, gpa + len(payload))
+            where = {"gpa": f"0x{gpa:x}", "bytes": str(len(payload))}
+            self._become(guest, guest.after(Step.INJECT), "guest.secret", "took a secret of its owner", where)
+            return guest.view()
+
+    def _launch_failed(self, guest: Hosted, error: SevError, work: Work) -> None:
+        """What came of a step that is made once."""
+        if work.issued and guest.state is GuestState.LAUNCHING:
+            guest.failure = error.message
+            self._quiet.end(guest.lane)
+            self._become(guest, GuestState.FAILED, "guest.failed", f"failed to launch: {error.message}")
 
     async def delete(self, guest: Hosted) -> None:
         """Gives up everything that the guest holds, then forgets it."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sev.errors import NotOffered, SevError
 from sev.launch.plain import Plain
 from sev.launch.snp import Snp
-from sevd.guests.model import GuestType, PageType
+from sevd.guests.model import LEGACY, GuestType, PageType
 from sevd.guests.port import Found, GuestMachine, Piece, SharedMemory
+from sevd.guests.sev_launch import Measured, SevLaunch, no_such_step
 
 if TYPE_CHECKING:
     import socket
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from sev.launch.machine import Machine as LaunchMachine
     from sev.launch.seam import Kernel
+    from sev.launch.sev import Sev
     from sevd.guests.digest import LaunchDigest
+    from sevd.guests.model import CreateGuest
     from sevd.guests.port import Card
 
 
@@ -51,13 +54,29 @@ class SimulatedView(Protocol):
     """What only the model of a platform can tell about, or ask for, a guest."""
 
     def launch_digest(self, process: Kernel, vm_fd: int) -> bytes:
-        """The firmware's own launch digest, 48 bytes."""
+        """The firmware's own launch digest, 48 bytes; 32 of an SEV or SEV-ES guest."""
 
     def guest_report(self, process: Kernel, vm_fd: int, report_data: bytes, vmpl: int, key_selection: int) -> bytes:
         """A report as the guest would get it, 1184 bytes. Raises FirmwareError."""
 
     def guest_key(self, process: Kernel, vm_fd: int, request: KeyRequest) -> bytes:
         """A derived key as the guest would get it, 32 bytes. Raises FirmwareError."""
+
+
+class Start(NamedTuple):
+    """What LAUNCH_START is given; lengths were checked.
+
+    Attributes:
+        policy: Guest policy.
+        gosvw: Guest OS visible workarounds of an SNP guest, 16 bytes.
+        certificate: The owner's ECDH certificate of an SEV or SEV-ES guest, 2084 bytes; empty: it has no owner.
+        session: The owner's launch blob, 128 bytes, with a certificate.
+    """
+
+    policy: int
+    gosvw: bytes = bytes(16)
+    certificate: bytes = b""
+    session: bytes = b""
 
 
 class Finish(NamedTuple):
@@ -102,10 +121,12 @@ class Machine:
         self._sev_path = sev_path
         self._kvm_path = kvm_path
         self._digest: LaunchDigest | None = None
-        self._driver: Snp | Plain | None = None
+        self._driver: Snp | Plain | Sev | None = None
+        self._launch: SevLaunch | None = None
+        self._kind = GuestType.UNSPECIFIED
 
     @property
-    def _vm(self) -> Snp | Plain:
+    def _vm(self) -> Snp | Plain | Sev:
         assert self._driver is not None, "create comes first"
         return self._driver
 
@@ -123,13 +144,10 @@ class Machine:
         """Makes the VM with its memory and vCPUs. Whatever fails, nothing is left behind."""
         request = card.request
         self._made = self._make_process()
+        self._kind = request.type
         plain = request.type == GuestType.PLAIN
         try:
-            self._driver = (
-                Plain(self._process, kvm_path=self._kvm_path)
-                if plain
-                else Snp(self._process, sev_path=self._sev_path, kvm_path=self._kvm_path)
-            )
+            self._driver = self._make_driver(request)
             self._driver.create(
                 request.memory_bytes,
                 request.firmware_bytes,
@@ -148,7 +166,7 @@ class Machine:
         if name is not None:
             with contextlib.suppress(SevError):  # another owner's guest has it: then the model gives one of its own
                 name(self._process, self._driver.vm_fd, card.guest_id)
-        if self._observer is None:
+        if self._observer is None and request.type not in LEGACY:
             from sevd.guests.digest import LaunchDigest  # a simulated platform tells its digest itself
 
             self._digest = LaunchDigest(request)
@@ -169,15 +187,21 @@ class Machine:
         assert memory is not None, "a machine that was created has memory"
         return SharedMemory(memory.fd, tuple(Piece(one.gpa, one.size, one.offset) for one in memory.ranges))
 
-    def start(self, policy: int, gosvw: bytes) -> None:
-        """SNP_LAUNCH_START; nothing of a plain guest."""
-        self._vm.start(policy, gosvw)
+    def start(self, policy: int, gosvw: bytes, certificate: bytes = b"", session: bytes = b"") -> None:
+        """SNP_LAUNCH_START, or LAUNCH_START with the owner's certificate and launch blob; nothing of a plain guest."""
+        if self._launch is not None:
+            self._launch.driver.start(policy, certificate, session)
+        else:
+            self._snp_or_plain().start(policy, gosvw)
 
     def update(self, gpa: int, size: int, page_type: int) -> None:
-        """SNP_LAUNCH_UPDATE of whole pages of one type."""
+        """SNP_LAUNCH_UPDATE of whole pages of one type; of SEV and SEV-ES guests LAUNCH_UPDATE_DATA of a run."""
+        if self._launch is not None:
+            self._launch.update(gpa, size)
+            return
         done = 0
         try:
-            self._vm.update(gpa, size, page_type)
+            self._snp_or_plain().update(gpa, size, page_type)
             done = size
         except SevError as error:
             done = accepted_bytes(error)
@@ -186,9 +210,38 @@ class Machine:
             if self._digest is not None and done:
                 self._reckon(gpa, done, page_type)
 
+    def measure(self) -> Measured:
+        """LAUNCH_MEASURE, and LAUNCH_UPDATE_VMSA before. Raises NotOffered for other types."""
+        measured = self._legacy("measure_guest").measure()
+        if self._observer is not None:
+            return measured._replace(digest=self._observer.launch_digest(self._process, self._vm.vm_fd))
+        return measured
+
+    def secret(self, gpa: int, header: bytes, payload: bytes) -> None:
+        """LAUNCH_SECRET. Raises NotOffered for other types."""
+        self._legacy("inject_secret").driver.secret(gpa, header, payload)
+
+    def attestation(self, mnonce: bytes) -> bytes:
+        """GET_ATTESTATION_REPORT, 208 bytes. Raises NotOffered for other types."""
+        return self._legacy("attestation_report").driver.attestation(mnonce)
+
+    def debug_read(self, gpa: int, size: int) -> bytes:
+        """DBG_DECRYPT. Raises NotOffered for other types."""
+        return self._legacy("read_guest_memory").driver.debug_read(gpa, size)
+
+    def debug_write(self, gpa: int, data: bytes) -> None:
+        """DBG_ENCRYPT. Raises NotOffered for other types."""
+        self._legacy("write_guest_memory").driver.debug_write(gpa, data)
+
     def finish(self, finish: Finish) -> bytes:
-        """SNP_LAUNCH_FINISH; answers the launch digest, 48 bytes, or nothing for a plain guest."""
-        self._vm.finish(
+        """SNP_LAUNCH_FINISH; answers the launch digest, 48 bytes, or nothing for a plain guest.
+
+        Of SEV and SEV-ES guests LAUNCH_FINISH, which answers nothing: the digest was told by the measurement.
+        """
+        if self._launch is not None:
+            self._launch.driver.finish()
+            return b""
+        self._snp_or_plain().finish(
             finish.id_block,
             finish.id_auth,
             finish.author_key_enabled,
@@ -228,6 +281,25 @@ class Machine:
             if leave is not None:
                 leave()
 
+    def _make_driver(self, request: CreateGuest) -> Snp | Plain | Sev:
+        sev_path, kvm_path = self._sev_path, self._kvm_path
+        if request.type == GuestType.PLAIN:
+            return Plain(self._process, kvm_path=kvm_path)
+        if request.type not in LEGACY:
+            return Snp(self._process, sev_path=sev_path, kvm_path=kvm_path)
+        reckon = self._observer is None
+        self._launch = SevLaunch(self._process, request, sev_path=sev_path, kvm_path=kvm_path, reckon=reckon)
+        return self._launch.driver
+
+    def _snp_or_plain(self) -> Snp | Plain:
+        assert isinstance(self._vm, Snp | Plain)
+        return self._vm
+
+    def _legacy(self, step: str) -> SevLaunch:
+        if self._launch is None:
+            no_such_step(self._kind, step)
+        return self._launch
+
     def _reckon(self, gpa: int, size: int, page_type: int) -> None:
         """The same pages, into our own reckoning."""
         if self._digest is None:
@@ -239,6 +311,8 @@ class Machine:
             self._digest.add_run(page_type, gpa, size)
 
     def _player(self) -> SimulatedView:
+        if self._launch is not None:
+            no_such_step(self._kind, "guest_report")
         if isinstance(self._driver, Plain):
             raise NotOffered("a plain guest is not protected: there is nothing that a report could vouch for")
         if self._observer is None:

@@ -2,7 +2,8 @@
 
 A guest has up to three ranges: RAM from address 0, the firmware region that ends at 4 GiB, and from 4 GiB on the RAM
 that does not fit below 2 GiB. A page can be written until a launch update takes it; from then on it is the guest's, and
-a write would go to a copy that the guest never sees.
+a write would go to a copy that the guest never sees, or over what the guest can read. SNP takes whole pages; SEV and
+SEV-ES take blocks of 16 bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 MAX_WRITE = 2 << 20
 """Bytes of one write: the content of one message."""
 
-_PAGE_TYPES = frozenset(PageType)
+BLOCK = 16
+"""Bytes: what SEV and SEV-ES guests' regions are multiples of."""
 
 
 class Intervals:
@@ -69,7 +71,9 @@ class Intervals:
 class MemoryMap:
     """Bounds of a guest's memory, and the pages that launch updates took or are about to take."""
 
-    def __init__(self, memory_bytes: int, firmware_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, firmware_bytes: int, *, legacy: bool = False) -> None:
+        self._grain = BLOCK if legacy else PAGE
+        self._types = (PageType.NORMAL,) if legacy else tuple(PageType)
         low = min(memory_bytes, LOW_RAM_END)
         self._ranges = ((0, low), (FOUR_GIB - firmware_bytes, FOUR_GIB), (FOUR_GIB, FOUR_GIB + memory_bytes - low))
         self.taken = Intervals()
@@ -100,25 +104,18 @@ class MemoryMap:
     def check_regions(self, regions: Sequence[Region]) -> None:
         """Raises UsageError, naming the field, unless the regions can be measured in this order.
 
-        Types known, addresses and sizes whole pages within memory, no page taken before or named twice.
+        Types known, addresses and sizes whole pages (of SEV and SEV-ES guests blocks) within memory, no page taken
+        before or named twice.
         """
         named = Intervals()
         for index, region in enumerate(regions):
             field = f"regions[{index}]"
-            if region.page_type not in _PAGE_TYPES:
-                known = ", ".join(f"{kind.name} ({kind.value})" for kind in PageType)
+            if region.page_type not in self._types:
+                known = ", ".join(f"{kind.name} ({kind.value})" for kind in self._types)
                 raise UsageError(
-                    f"{field}.page_type: {region.page_type} is no page type, expected one of {known}",
-                    field=f"{field}.page_type",
+                    f"{field}.page_type: {region.page_type}, expected one of {known}", field=f"{field}.page_type"
                 )
-            if region.gpa % PAGE:
-                raise UsageError(f"{field}.gpa: 0x{region.gpa:x} is not a multiple of {PAGE}", field=f"{field}.gpa")
-            if region.size <= 0 or region.size % PAGE:
-                raise UsageError(
-                    f"{field}.size_bytes: {region.size}, expected a multiple of {PAGE} above 0",
-                    field=f"{field}.size_bytes",
-                )
-            self.check_bounds(region.gpa, region.size, f"{field}.gpa")
+            self.check_run(region.gpa, region.size, field)
             end = region.gpa + region.size
             at = self.taken.overlap(region.gpa, end)
             twice = named.overlap(region.gpa, end)
@@ -126,6 +123,16 @@ class MemoryMap:
                 where, why = (at, "is part of the launch already") if at is not None else (twice, "is named twice")
                 raise UsageError(f"{field}.gpa: the page at 0x{where:x} {why}", field=f"{field}.gpa")
             named.add(region.gpa, end)
+
+    def check_run(self, gpa: int, size: int, field: str) -> None:
+        """Raises UsageError unless these are whole pages, or blocks, within memory."""
+        if gpa % self._grain:
+            raise UsageError(f"{field}.gpa: 0x{gpa:x} is not a multiple of {self._grain}", field=f"{field}.gpa")
+        if size <= 0 or size % self._grain:
+            raise UsageError(
+                f"{field}.size_bytes: {size}, expected a multiple of {self._grain} above 0", field=f"{field}.size_bytes"
+            )
+        self.check_bounds(gpa, size, f"{field}.gpa")
 
 
 class MemoryLoader:

@@ -31,6 +31,10 @@ class GuestType(IntEnum):
     """None: an ordinary VM."""
 
 
+LEGACY = frozenset({GuestType.SEV, GuestType.SEV_ES})
+"""Types whose launch is measured for an owner who waits for it: LAUNCH_MEASURE, LAUNCH_SECRET, LAUNCH_FINISH."""
+
+
 class GuestState(IntEnum):
     """State of a guest; see sevd.guests.states for the steps between them."""
 
@@ -44,6 +48,7 @@ class GuestState(IntEnum):
     RUNNING = 7
     PAUSED = 8
     STOPPED = 9
+    MEASURED = 10
 
 
 class PageType(IntEnum):
@@ -68,14 +73,15 @@ class Guest:
         vcpu_count: Number of vCPUs.
         memory_bytes: Bytes of memory from guest physical address 0.
         create_time: When it was created (aware, UTC).
-        policy: SNP guest policy; 0 before the launch starts.
-        launch_digest: 48 bytes; empty before READY.
+        policy: Guest policy; 0 before the launch starts.
+        launch_digest: 48 bytes of an SNP guest from READY on, 32 of an SEV or SEV-ES guest from MEASURED on; or empty.
         asid: ASID; 0 where the kernel does not tell it (only a simulated host does).
         failure: Why it FAILED or was LOST; empty otherwise.
         simulated: The platform is simulated.
         label: Label of the owner's choosing.
         updated_pages: Pages of 4 KiB that LAUNCH_UPDATE accepted so far.
         protected: The technology protects it from its host: neither a plain guest nor a simulated one.
+        measurement: What LAUNCH_MEASURE answered, 48 bytes, of an SEV or SEV-ES guest from MEASURED on; else empty.
     """
 
     guest_id: str
@@ -93,6 +99,7 @@ class Guest:
     label: str = ""
     updated_pages: int = 0
     protected: bool = False
+    measurement: bytes = b""
 
 
 @record
@@ -105,9 +112,9 @@ class CreateGuest:
         vcpu_count: Number of vCPUs.
         cpuid_signature: CPUID leaf 1 EAX.
         ap_reset_address: Where the other vCPUs start; below 4 GiB.
-        vmsa_features: VMSA SEV_FEATURES wanted; bit 0 is always set.
+        vmsa_features: VMSA SEV_FEATURES wanted; bit 0 is always set in SNP guests.
         guest_id: Identifier wanted; empty: one is made.
-        type: Technology: SNP or PLAIN.
+        type: Technology.
         label: Label, at most 64 characters.
     """
 
@@ -124,11 +131,11 @@ class CreateGuest:
 
 @record
 class Region:
-    """A run of pages of one type, measured in order.
+    """A run of pages of one type, measured in order; of SEV and SEV-ES guests a run of bytes.
 
     Attributes:
-        gpa: Guest physical address; multiple of 4096.
-        size: Bytes; multiple of 4096.
+        gpa: Guest physical address; multiple of 4096, or of 16.
+        size: Bytes; multiple of 4096, or of 16.
         page_type: A PageType, as the plain number: an unknown one is refused with an error, not at conversion.
     """
 

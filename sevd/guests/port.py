@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sevd.guests.machine import Finish, KeyRequest
+    from sevd.guests.sev_launch import Measured
 
 
 class Card(NamedTuple):
@@ -42,10 +43,11 @@ class Progress(NamedTuple):
     Attributes:
         state: State.
         policy: Guest policy; 0 before the launch starts.
-        launch_digest: 48 bytes; empty before READY, and for guests without one.
+        launch_digest: 48 or 32 bytes; empty before READY or MEASURED, and for guests without one.
         failure: Why it FAILED; empty otherwise.
         updated_pages: Pages of 4 KiB that LAUNCH_UPDATE accepted.
         taken: Their address ranges: (first, end).
+        measurement: What LAUNCH_MEASURE answered; empty before, and for guests without one.
     """
 
     state: GuestState = GuestState.CREATED
@@ -54,6 +56,7 @@ class Progress(NamedTuple):
     failure: str = ""
     updated_pages: int = 0
     taken: tuple[tuple[int, int], ...] = ()
+    measurement: bytes = b""
 
 
 class Piece(NamedTuple):
@@ -98,11 +101,26 @@ class GuestMachine(Protocol):
     def share(self) -> SharedMemory:
         """The guest's memory for others to map. Raises NotOffered where there is no such thing."""
 
-    def start(self, policy: int, gosvw: bytes) -> None:
-        """LAUNCH_START."""
+    def start(self, policy: int, gosvw: bytes, certificate: bytes = b"", session: bytes = b"") -> None:
+        """LAUNCH_START; of an SEV or SEV-ES guest with its owner's certificate and launch blob, if it has an owner."""
 
     def update(self, gpa: int, size: int, page_type: int) -> None:
-        """LAUNCH_UPDATE of whole pages of one type."""
+        """LAUNCH_UPDATE of whole pages of one type, or of a run of bytes."""
+
+    def measure(self) -> Measured:
+        """LAUNCH_MEASURE of an SEV or SEV-ES guest, after LAUNCH_UPDATE_VMSA of the latter."""
+
+    def secret(self, gpa: int, header: bytes, payload: bytes) -> None:
+        """LAUNCH_SECRET."""
+
+    def attestation(self, mnonce: bytes) -> bytes:
+        """GET_ATTESTATION_REPORT, 208 bytes."""
+
+    def debug_read(self, gpa: int, size: int) -> bytes:
+        """DBG_DECRYPT."""
+
+    def debug_write(self, gpa: int, data: bytes) -> None:
+        """DBG_ENCRYPT."""
 
     def finish(self, finish: Finish) -> bytes:
         """LAUNCH_FINISH; answers the launch digest, 48 bytes, or nothing where there is none."""

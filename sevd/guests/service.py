@@ -15,21 +15,23 @@ from sev.errors import DeviceMissing, MalformedInput, NotNow, NotPermitted, Usag
 from sevd.devices.missing import remedy_of
 from sevd.devices.quiet import Quiet
 from sevd.devices.work import Steps, Work
-from sevd.guests.admission import Ledger, check_create
+from sevd.guests.admission import TECHNOLOGIES, Ledger, check_create
 from sevd.guests.hosted import Hosted
 from sevd.guests.launcher import Launcher
 from sevd.guests.limits import Limits
-from sevd.guests.machine import Finish, KeyRequest
+from sevd.guests.machine import Finish, KeyRequest, Start
 from sevd.guests.memory import MemoryLoader
-from sevd.guests.model import CreateGuest, Guest, GuestState, GuestType, Region
+from sevd.guests.model import LEGACY, CreateGuest, Guest, GuestState, GuestType, Region
 from sevd.guests.port import Machines, SharedMemory
 from sevd.guests.registry import Registry
 from sevd.guests.running import Running
-from sevd.guests.states import Step, after
+from sevd.guests.sev_launch import no_such_step
+from sevd.guests.sev_steps import SevSteps, check_start
+from sevd.guests.states import Step
 from sevd.guests.watch import Watch, Watchers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sevd.access.identity import Caller
     from sevd.devices.scheduler import Scheduler
@@ -51,6 +53,7 @@ class Guests:
         limits: Limits per identity.
         simulated: The platform is a model.
         plain: Plain guests are admitted.
+        technologies: Technologies that are offered: "snp", "sev-es", "sev".
         missing: What is missing, one sentence each; told where `machines` is None.
         changed: Called whenever a guest came, went, or took or freed an ASID.
         quiet: Shared with the platform's commands that need no launch in flight.
@@ -65,6 +68,7 @@ class Guests:
         limits: Limits | None = None,
         simulated: bool = False,
         plain: bool = False,
+        technologies: Collection[str] = tuple(TECHNOLOGIES.values()),
         missing: Callable[[], Sequence[str]] = tuple,
         changed: Callable[[], None] = lambda: None,
         quiet: Quiet | None = None,
@@ -74,6 +78,7 @@ class Guests:
         self._limits = limits or Limits()
         self._simulated = simulated
         self._plain = plain
+        self._technologies = technologies
         self._missing = missing
         self._registry = Registry()
         self._ledger = Ledger(self._limits)
@@ -93,6 +98,8 @@ class Guests:
         )
         self.running = Running(self._registry, self._launcher.ran)
         """Guests that are launched, and run."""
+        self.sev = SevSteps(self._registry, scheduler, self._steps, self._launcher)
+        """What SEV and SEV-ES guests alone have."""
 
     def __len__(self) -> int:
         """How many guests there are, of everybody."""
@@ -139,10 +146,11 @@ class Guests:
             UsageError: A field that cannot be meant, or an id that the caller uses already.
             LimitReached: A limit of the caller; or, with an errno, of the host (no free ASID: EBUSY).
             NotPermitted: A plain guest, and the configuration does not admit them.
+            NotOffered: A technology that the configuration leaves out, or that KVM does not have here.
             DeviceMissing: There is no device; the message lists what is missing.
             FirmwareError, KernelError: Refused.
         """
-        check_create(request, self._limits, plain=self._plain)
+        check_create(request, self._limits, plain=self._plain, technologies=self._technologies)
         machines = self._open_for_business(request)
         if request.guest_id:
             self._registry.check_free(caller.owner, request.guest_id)
@@ -162,29 +170,39 @@ class Guests:
         return MemoryLoader(guest.guest_id, guest.memory, guest.writable)
 
     async def start(
-        self, caller: Caller, guest_id: str, policy: int, gosvw: bytes = b"", *, validate_only: bool = False
+        self,
+        caller: Caller,
+        guest_id: str,
+        policy: int,
+        gosvw: bytes = b"",
+        *,
+        certificate: bytes = b"",
+        session: bytes = b"",
+        validate_only: bool = False,
     ) -> Guest:
-        """SNP_LAUNCH_START: CREATED to LAUNCHING. Refused, the guest stays CREATED and may be started again.
+        """LAUNCH_START: CREATED to LAUNCHING. Refused, the guest stays CREATED and may be started again.
 
         Raises:
-            MalformedInput: gosvw is neither empty nor 16 bytes.
-            UsageError: The policy does not fit in 64 bits.
+            MalformedInput: gosvw is neither empty nor 16 bytes, a certificate not 2084, a launch blob not 128.
+            UsageError: What does not fit the guest's type.
             WrongState, FirmwareError, KernelError: Refused.
         """
         guest = self._registry.find(caller, guest_id)
         if not 0 <= policy < 1 << 64:
             raise UsageError(f"policy: 0x{policy:x} does not fit in 64 bits", field="policy")
         _check_length("gosvw", gosvw, 16)
+        check_start(guest, policy, gosvw, certificate, session)
         guest.ready_for(Step.START)
         if validate_only:
             return guest.view()
         work = Work(self._scheduler, guest.lane)
-        return await self._steps.run(self._launcher.start(guest, policy, gosvw or bytes(16), work), work)
+        step = Start(policy, gosvw or bytes(16), certificate, session)
+        return await self._steps.run(self._launcher.start(guest, step, work), work)
 
     async def update(
         self, caller: Caller, guest_id: str, regions: Sequence[Region], *, validate_only: bool = False
     ) -> Guest:
-        """SNP_LAUNCH_UPDATE over regions, in this order. Pages accepted before a refusal stay part of the launch.
+        """LAUNCH_UPDATE over regions, in this order. Pages accepted before a refusal stay part of the launch.
 
         Raises:
             UsageError: No or too many regions, an unknown type, a misaligned address or size, a region outside memory
@@ -216,9 +234,12 @@ class Guests:
     ) -> Guest:
         """SNP_LAUNCH_FINISH: LAUNCHING to READY, with the launch digest. A refusal is final: FAILED, with the reason.
 
+        LAUNCH_FINISH of SEV and SEV-ES guests: MEASURED to READY; a refusal leaves them MEASURED.
+
         Raises:
             MalformedInput: An ID block that is not 96 bytes, ID auth not 4096, host data not 32.
-            UsageError: ID block without ID auth or the reverse; an author key without an ID block.
+            UsageError: ID block without ID auth or the reverse; an author key without an ID block; any of these for a
+                guest without SNP.
             WrongState, FirmwareError, KernelError: Refused.
         """
         guest = self._registry.find(caller, guest_id)
@@ -233,6 +254,7 @@ class Guests:
                 "author_key_enabled: there is no ID block that an author key could vouch for",
                 field="author_key_enabled",
             )
+        _check_finish(guest, id_block, vcek_disabled, host_data)
         guest.ready_for(Step.FINISH)
         if validate_only:
             return guest.view()
@@ -246,7 +268,7 @@ class Guests:
         A cancelled call goes on to the end all the same.
         """
         guest = self._registry.find(caller, guest_id)
-        after(guest.state, Step.DELETE)
+        guest.after(Step.DELETE)
         if not validate_only:
             guest.stopping = True
             await self._steps.run(self._launcher.delete(guest), None)
@@ -337,7 +359,22 @@ class Guests:
         guest = self._registry.find(caller, guest_id)
         if guest.owner != caller.owner:
             raise NotPermitted(f"the guest {guest.guest_id} is not yours to play", field="guest_id")
+        if guest.request.type in LEGACY:
+            no_such_step(guest.request.type, Step.PLAY)
         return guest
+
+
+def _check_finish(guest: Hosted, id_block: bytes, vcek_disabled: bool, host_data: bytes) -> None:
+    """Raises UsageError for what only a report of an SNP guest could show."""
+    if guest.request.type == GuestType.SNP:
+        return
+    for field, given in (("id_block", id_block), ("vcek_disabled", vcek_disabled), ("host_data", any(host_data))):
+        if given:
+            raise UsageError(
+                f"{field}: only SNP guests have that, and this is a guest of type {guest.request.type.name}",
+                field=field,
+                remedy="Leave it out, or launch an SNP guest.",
+            )
 
 
 def _check_length(field: str, data: bytes, size: int) -> None:

@@ -4,6 +4,12 @@
                 load_memory                 load_memory
                                             update_launch
 
+An SEV or SEV-ES guest is measured before its owner lets it go on:
+
+    LAUNCHING ── measure_guest ──> MEASURED ── finish_launch ──> READY
+    load_memory                    inject_secret
+    update_launch
+
     READY ── run ──> RUNNING ── pause ──> PAUSED ── run ──> RUNNING
                      RUNNING ── shutdown, triple fault, a state that cannot be run ──> STOPPED
 
@@ -20,7 +26,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from sev.errors import WrongState
-from sevd.guests.model import GuestState
+from sevd.guests.model import LEGACY, GuestState, GuestType
 
 S = GuestState
 
@@ -32,8 +38,14 @@ class Step(StrEnum):
     START = "start_launch"
     UPDATE = "update_launch"
     FINISH = "finish_launch"
+    MEASURE = "measure_guest"
+    INJECT = "inject_secret"
     PLAY = "guest_report"
     """Reports and keys of a launched guest; on simulated hosts only."""
+    REPORT = "attestation_report"
+    """Reports that the platform makes of SEV and SEV-ES guests."""
+    DEBUG = "read_guest_memory"
+    """Reading and writing memory by way of the firmware."""
     RUN = "run_guest"
     PAUSE = "pause_guest"
     DELETE = "delete_guest"
@@ -57,28 +69,50 @@ AFTER: dict[GuestState, dict[Step, GuestState]] = {
 }
 """The state after each step that is possible in a state."""
 
+
+def _legacy() -> dict[GuestState, dict[Step, GuestState]]:
+    """The same for SEV and SEV-ES guests."""
+    out: dict[GuestState, dict[Step, GuestState]] = {}
+    for state, steps in AFTER.items():
+        out[state] = {step: then for step, then in steps.items() if step not in (Step.FINISH, Step.PLAY)}
+    out[S.LAUNCHING] = {Step.LOAD: S.LAUNCHING, Step.UPDATE: S.LAUNCHING, Step.MEASURE: S.MEASURED}
+    out[S.MEASURED] = {Step.INJECT: S.MEASURED, Step.FINISH: S.READY}
+    for state in (S.MEASURED, S.READY, S.RUNNING, S.PAUSED, S.STOPPED):
+        out[state][Step.REPORT] = state
+    for state in (S.LAUNCHING, S.MEASURED, S.READY, S.RUNNING, S.PAUSED, S.STOPPED):
+        out[state][Step.DEBUG] = state
+        out[state][Step.DELETE] = S.DELETED
+    return out
+
+
+LEGACY_AFTER = _legacy()
+"""The state after each step of an SEV or SEV-ES guest."""
+
 ENDED = frozenset({S.FAILED, S.LOST, S.DELETED})
 """States that only a deletion leaves, if anything does."""
 
 
-def after(state: GuestState, step: Step) -> GuestState:
-    """The state after a step.
+def after(state: GuestState, step: Step, kind: GuestType = GuestType.SNP) -> GuestState:
+    """The state after a step of a guest of this type.
 
     Raises:
         WrongState: The step is out of order; metadata `state` and `allowed` (steps, comma-separated).
     """
-    steps = AFTER[state]
+    legacy = kind in LEGACY
+    steps = (LEGACY_AFTER if legacy else AFTER).get(state, {})
     if step in steps:
         return steps[step]
     allowed = ", ".join(steps) or "nothing"
     raise WrongState(
         f"{step} is not possible while the guest is {state.name}; possible now: {allowed}",
-        remedy=_REMEDIES.get(state, "Take the steps in order: start_launch, update_launch, finish_launch."),
+        remedy=_REMEDIES.get(state, _LEGACY_ORDER if legacy else _ORDER),
         command=step,
         metadata={"state": state.name, "allowed": ",".join(steps)},
     )
 
 
+_ORDER = "Take the steps in order: start_launch, update_launch, finish_launch."
+_LEGACY_ORDER = "Take the steps in order: start_launch, update_launch, measure_guest, finish_launch."
 _REMEDIES = {
     S.READY: "The guest is launched and measured: that cannot be repeated. Create another one.",
     S.STOPPED: "The guest ended: delete it and create another one.",

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 
 from sev.errors import RefusedError, UsageError
 from sevd.guests.port import Piece, SharedMemory
+from sevd.guests.sev_launch import Measured
 from sevd.worker import notes, wire
+from sevd.worker.guest import DEBUG_BYTES
 from sevd.worker.server import PLATFORM_GONE, SOCKET
 
 if TYPE_CHECKING:
@@ -177,13 +179,40 @@ class WorkerMachine:
         assert self._memory is not None, "create comes first"
         return self._memory
 
-    def start(self, policy: int, gosvw: bytes) -> None:
+    def start(self, policy: int, gosvw: bytes, certificate: bytes = b"", session: bytes = b"") -> None:
         """LAUNCH_START."""
-        self._worker.call({"op": "start", "policy": policy, "gosvw": gosvw.hex()})
+        owner: dict[str, object] = {"certificate": certificate.hex(), "session": session.hex()}
+        self._worker.call({"op": "start", "policy": policy, "gosvw": gosvw.hex(), **owner})
 
     def update(self, gpa: int, size: int, page_type: int) -> None:
-        """LAUNCH_UPDATE of whole pages of one type."""
+        """LAUNCH_UPDATE of whole pages of one type, or of a run of bytes."""
         self._worker.call({"op": "update", "gpa": gpa, "size": size, "page_type": page_type})
+
+    def measure(self) -> Measured:
+        """LAUNCH_MEASURE."""
+        answer, _ = self._worker.call({"op": "measure"})
+        return Measured(wire.octets(answer, "measurement"), wire.octets(answer, "digest"))
+
+    def secret(self, gpa: int, header: bytes, payload: bytes) -> None:
+        """LAUNCH_SECRET."""
+        self._worker.call({"op": "secret", "gpa": gpa, "header": header.hex(), "payload": payload.hex()})
+
+    def attestation(self, mnonce: bytes) -> bytes:
+        """GET_ATTESTATION_REPORT."""
+        return wire.octets(self._worker.call({"op": "attestation", "mnonce": mnonce.hex()})[0], "report")
+
+    def debug_read(self, gpa: int, size: int) -> bytes:
+        """DBG_DECRYPT, so much at a time as fits in an answer."""
+        out = bytearray()
+        for at in range(0, size, DEBUG_BYTES):
+            piece: dict[str, object] = {"gpa": gpa + at, "size": min(DEBUG_BYTES, size - at)}
+            out += wire.octets(self._worker.call({"op": "debug-read", **piece})[0], "data")
+        return bytes(out)
+
+    def debug_write(self, gpa: int, data: bytes) -> None:
+        """DBG_ENCRYPT."""
+        for at in range(0, len(data), DEBUG_BYTES):
+            self._worker.call({"op": "debug-write", "gpa": gpa + at, "data": data[at : at + DEBUG_BYTES].hex()})
 
     def finish(self, finish: Finish) -> bytes:
         """LAUNCH_FINISH; answers the launch digest."""

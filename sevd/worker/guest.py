@@ -5,6 +5,7 @@ What the daemon is told, it is told again when it starts anew: the worker alone 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -17,7 +18,7 @@ from sevd.worker import notes, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sev.launch.seam import Kernel
     from sevd.guests.machine import SimulatedView
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 CARD = "guest.json"
 """The file in the worker's folder that tells whose guest this is, once there is one."""
+
+DEBUG_BYTES = 32 << 10
+"""Bytes of guest memory in one answer."""
 
 TAKEN_RUNS = 2000
 """Address ranges in one answer."""
@@ -61,6 +65,7 @@ class WorkerGuest:
         self._memory: Answer = {}, ()
         self._policy = 0
         self._digest = b""
+        self._measurement = b""
         self._failure = ""
         self._pages = 0
         self._taken = Intervals()
@@ -106,7 +111,12 @@ class WorkerGuest:
             "memory": lambda _: self.memory(),
             "start": self._start,
             "update": self._update,
+            "measure": self._measure,
+            "secret": self._secret,
             "finish": self._finish,
+            "attestation": self._attestation,
+            "debug-read": self._debug_read,
+            "debug-write": self._debug_write,
             "report": self._report,
             "key": self._key,
             "describe": self._describe,
@@ -121,7 +131,7 @@ class WorkerGuest:
         state, failure = self.state, self._failure
         if self.vcpus is not None and state is GuestState.READY:
             state, failure = GuestState[self.vcpus.state.upper()], self.vcpus.reason
-        return Progress(state, self._policy, self._digest, failure, self._pages)
+        return Progress(state, self._policy, self._digest, failure, self._pages, measurement=self._measurement)
 
     def close(self) -> None:
         """Ends the machine."""
@@ -131,7 +141,8 @@ class WorkerGuest:
 
     def _start(self, message: dict[str, object]) -> Answer:
         policy = wire.whole(message, "policy")
-        self._living().start(policy, wire.octets(message, "gosvw"))
+        session = wire.octets(message, "certificate"), wire.octets(message, "session")
+        self._living().start(policy, wire.octets(message, "gosvw"), *session)
         self._policy, self.state = policy, GuestState.LAUNCHING
         return {}, ()
 
@@ -145,8 +156,35 @@ class WorkerGuest:
             done = accepted_bytes(error)
             raise
         finally:
-            self._pages += done // PAGE
+            self._pages += -(-done // PAGE)
             self._taken.add(gpa, gpa + done)
+        return {}, ()
+
+    def _measure(self, message: dict[str, object]) -> Answer:
+        del message
+        with self._final():
+            measured = self._living().measure()
+        self._measurement, self._digest = measured
+        self.state = GuestState.MEASURED
+        return {"measurement": self._measurement.hex(), "digest": self._digest.hex()}, ()
+
+    def _secret(self, message: dict[str, object]) -> Answer:
+        gpa, payload = wire.whole(message, "gpa"), wire.octets(message, "payload")
+        self._living().secret(gpa, wire.octets(message, "header"), payload)
+        self._taken.add(gpa, gpa + len(payload))
+        return {}, ()
+
+    def _attestation(self, message: dict[str, object]) -> Answer:
+        return {"report": self._living().attestation(wire.octets(message, "mnonce")).hex()}, ()
+
+    def _debug_read(self, message: dict[str, object]) -> Answer:
+        size = wire.whole(message, "size")
+        if size > DEBUG_BYTES:
+            raise MalformedInput(f"size: {size} bytes, expected at most {DEBUG_BYTES}", field="size")
+        return {"data": self._living().debug_read(wire.whole(message, "gpa"), size).hex()}, ()
+
+    def _debug_write(self, message: dict[str, object]) -> Answer:
+        self._living().debug_write(wire.whole(message, "gpa"), wire.octets(message, "data"))
         return {}, ()
 
     def _finish(self, message: dict[str, object]) -> Answer:
@@ -157,12 +195,8 @@ class WorkerGuest:
             message.get("vcek_disabled") is True,
             wire.octets(message, "host_data"),
         )
-        try:
-            self._digest = self._living().finish(finish)
-        except SevError as error:
-            if self.state is GuestState.LAUNCHING:
-                self.state, self._failure = GuestState.FAILED, error.message
-            raise
+        with self._final():
+            self._digest = self._living().finish(finish) or self._digest
         self.state = GuestState.READY
         return {"digest": self._digest.hex()}, ()
 
@@ -186,6 +220,16 @@ class WorkerGuest:
         """Address ranges that updates took, from an address on, so many as fit in an answer."""
         runs = self._taken.runs(wire.whole(message, "from"), TAKEN_RUNS)
         return {"runs": [list(run) for run in runs], "more": len(runs) == TAKEN_RUNS}, ()
+
+    @contextlib.contextmanager
+    def _final(self) -> Iterator[None]:
+        """A step that is made once: a launch that it fails has failed for good."""
+        try:
+            yield
+        except SevError as error:
+            if self.state is GuestState.LAUNCHING:
+                self.state, self._failure = GuestState.FAILED, error.message
+            raise
 
     def _living(self) -> Machine:
         if self.machine is None:

@@ -56,6 +56,7 @@ def progress_document(progress: Progress) -> dict[str, object]:
         "launch_digest": progress.launch_digest.hex(),
         "failure": progress.failure,
         "updated_pages": progress.updated_pages,
+        "measurement": progress.measurement.hex(),
     }
 
 
@@ -72,4 +73,6 @@ def progress_from(document: dict[str, object], taken: tuple[tuple[int, int], ...
         failure=wire.text(document, "failure"),
         updated_pages=wire.whole(document, "updated_pages"),
         taken=taken,
+        # A worker of an earlier version has no guest that could be measured.
+        measurement=wire.octets(document, "measurement") if "measurement" in document else b"",
     )

@@ -100,9 +100,11 @@ async def hosting(
     limits: Limits | None = None,
     observer: Callable[[Simulator], SimulatedView | None] = lambda simulator: simulator,
     quiet: Quiet | None = None,
+    technologies: tuple[str, ...] = ("snp", "sev-es", "sev"),
+    product: str = "genoa",
 ) -> AsyncIterator[Hosting]:
     """Guests over a simulated host; checks at the end that nothing is left behind."""
-    with simulated_host(directory) as simulator:
+    with simulated_host(directory, product) as simulator:
         scheduler = Scheduler()
         events = Events(simulated=True)
         processes: list[Process] = []
@@ -119,6 +121,7 @@ async def hosting(
             events,
             limits=limits,
             simulated=view is not None,
+            technologies=technologies,
             changed=lambda: changes.append(simulator.asids()["sev_es"][1]),
             quiet=quiet,
         )

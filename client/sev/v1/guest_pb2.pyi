@@ -63,7 +63,7 @@ class _GuestStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     GUEST_STATE_CREATED: _GuestState.ValueType  # 1
     """The VM exists; LAUNCH_START has not run."""
     GUEST_STATE_LAUNCHING: _GuestState.ValueType  # 2
-    """Between LAUNCH_START and LAUNCH_FINISH."""
+    """Between LAUNCH_START and LAUNCH_FINISH; of SEV and SEV-ES guests LAUNCH_MEASURE."""
     GUEST_STATE_READY: _GuestState.ValueType  # 3
     """Launched and measured."""
     GUEST_STATE_FAILED: _GuestState.ValueType  # 4
@@ -78,6 +78,8 @@ class _GuestStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Its vCPUs were halted by its owner, or by the end of the stream that ran them; RunGuest goes on with them."""
     GUEST_STATE_STOPPED: _GuestState.ValueType  # 9
     """It ended by itself: shutdown, triple fault, or a state that cannot be run. Only DeleteGuest is left."""
+    GUEST_STATE_MEASURED: _GuestState.ValueType  # 10
+    """An SEV or SEV-ES guest between its measurement and LAUNCH_FINISH: it takes secrets of its owner."""
 
 class GuestState(_GuestState, metaclass=_GuestStateEnumTypeWrapper):
     """State of a guest."""
@@ -87,7 +89,7 @@ GUEST_STATE_UNSPECIFIED: GuestState.ValueType  # 0
 GUEST_STATE_CREATED: GuestState.ValueType  # 1
 """The VM exists; LAUNCH_START has not run."""
 GUEST_STATE_LAUNCHING: GuestState.ValueType  # 2
-"""Between LAUNCH_START and LAUNCH_FINISH."""
+"""Between LAUNCH_START and LAUNCH_FINISH; of SEV and SEV-ES guests LAUNCH_MEASURE."""
 GUEST_STATE_READY: GuestState.ValueType  # 3
 """Launched and measured."""
 GUEST_STATE_FAILED: GuestState.ValueType  # 4
@@ -102,6 +104,8 @@ GUEST_STATE_PAUSED: GuestState.ValueType  # 8
 """Its vCPUs were halted by its owner, or by the end of the stream that ran them; RunGuest goes on with them."""
 GUEST_STATE_STOPPED: GuestState.ValueType  # 9
 """It ended by itself: shutdown, triple fault, or a state that cannot be run. Only DeleteGuest is left."""
+GUEST_STATE_MEASURED: GuestState.ValueType  # 10
+"""An SEV or SEV-ES guest between its measurement and LAUNCH_FINISH: it takes secrets of its owner."""
 Global___GuestState: typing_extensions.TypeAlias = GuestState
 
 class _PageType:
@@ -189,6 +193,7 @@ class Guest(google.protobuf.message.Message):
     LABEL_FIELD_NUMBER: builtins.int
     UPDATED_PAGES_FIELD_NUMBER: builtins.int
     PROTECTED_FIELD_NUMBER: builtins.int
+    MEASUREMENT_FIELD_NUMBER: builtins.int
     guest_id: builtins.str
     """Identifier: 8 to 36 characters of a-z, 0-9 and hyphen."""
     type: Global___GuestType.ValueType
@@ -202,9 +207,11 @@ class Guest(google.protobuf.message.Message):
     memory_bytes: builtins.int
     """Bytes of memory."""
     policy: builtins.int
-    """SNP guest policy; 0 before the launch starts."""
+    """Guest policy; 0 before the launch starts."""
     launch_digest: builtins.bytes
-    """Launch digest, 48 bytes; empty before READY, and for plain guests."""
+    """Launch digest: 48 bytes of an SNP guest from READY on, 32 bytes of an SEV or SEV-ES guest from MEASURED on; empty
+    before, for plain guests, and where the host cannot tell.
+    """
     asid: builtins.int
     """ASID; 0 if none."""
     failure: builtins.str
@@ -217,6 +224,10 @@ class Guest(google.protobuf.message.Message):
     """Pages accepted so far by LAUNCH_UPDATE, 4 KiB each."""
     protected: builtins.bool
     """True if the technology protects the guest from its host. A plain guest never is; neither is a simulated one."""
+    measurement: builtins.bytes
+    """What LAUNCH_MEASURE answered: measure, 32 bytes, and nonce, 16; empty before MEASURED, and for other types than SEV
+    and SEV-ES.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was created."""
@@ -239,9 +250,10 @@ class Guest(google.protobuf.message.Message):
         label: builtins.str = ...,
         updated_pages: builtins.int = ...,
         protected: builtins.bool = ...,
+        measurement: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["asid", b"asid", "create_time", b"create_time", "failure", b"failure", "guest_id", b"guest_id", "label", b"label", "launch_digest", b"launch_digest", "memory_bytes", b"memory_bytes", "owner", b"owner", "policy", b"policy", "protected", b"protected", "simulated", b"simulated", "state", b"state", "type", b"type", "updated_pages", b"updated_pages", "vcpu_count", b"vcpu_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asid", b"asid", "create_time", b"create_time", "failure", b"failure", "guest_id", b"guest_id", "label", b"label", "launch_digest", b"launch_digest", "measurement", b"measurement", "memory_bytes", b"memory_bytes", "owner", b"owner", "policy", b"policy", "protected", b"protected", "simulated", b"simulated", "state", b"state", "type", b"type", "updated_pages", b"updated_pages", "vcpu_count", b"vcpu_count"]) -> None: ...
 
 Global___Guest: typing_extensions.TypeAlias = Guest
 
@@ -277,7 +289,7 @@ class CreateGuestRequest(google.protobuf.message.Message):
     ap_reset_address: builtins.int
     """Address at which the other vCPUs start; 0 with one vCPU."""
     vmsa_features: builtins.int
-    """VMSA SEV_FEATURES wanted; bit 0 (SNPActive) is always set."""
+    """VMSA SEV_FEATURES wanted; bit 0 (SNPActive) is always set in SNP guests. 0 for SEV and plain guests."""
     label: builtins.str
     """Label of the owner's choosing, at most 64 characters."""
     validate_only: builtins.bool
@@ -379,16 +391,24 @@ class StartGuestLaunchRequest(google.protobuf.message.Message):
     GOSVW_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    OWNER_CERTIFICATE_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
     guest_id: builtins.str
     """The guest."""
     policy: builtins.int
-    """SNP guest policy."""
+    """Guest policy; 32 bits for SEV and SEV-ES guests, with bit 2 (ES) for the latter alone."""
     gosvw: builtins.bytes
-    """Guest OS visible workarounds: 16 bytes, or empty for zeros."""
+    """Guest OS visible workarounds of an SNP guest: 16 bytes, or empty for zeros."""
     validate_only: builtins.bool
     """Check everything, change nothing."""
     request_id: builtins.str
     """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    owner_certificate: builtins.bytes
+    """The guest owner's ECDH certificate, 2084 bytes, for SEV and SEV-ES guests; empty: nobody owns the guest, and it
+    takes no secrets.
+    """
+    session: builtins.bytes
+    """The owner's launch blob, 128 bytes; together with the certificate, or not at all."""
     def __init__(
         self,
         *,
@@ -397,8 +417,10 @@ class StartGuestLaunchRequest(google.protobuf.message.Message):
         gosvw: builtins.bytes = ...,
         validate_only: builtins.bool = ...,
         request_id: builtins.str = ...,
+        owner_certificate: builtins.bytes = ...,
+        session: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gosvw", b"gosvw", "guest_id", b"guest_id", "policy", b"policy", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gosvw", b"gosvw", "guest_id", b"guest_id", "owner_certificate", b"owner_certificate", "policy", b"policy", "request_id", b"request_id", "session", b"session", "validate_only", b"validate_only"]) -> None: ...
 
 Global___StartGuestLaunchRequest: typing_extensions.TypeAlias = StartGuestLaunchRequest
 
@@ -425,7 +447,7 @@ Global___StartGuestLaunchResponse: typing_extensions.TypeAlias = StartGuestLaunc
 
 @typing.final
 class LaunchRegion(google.protobuf.message.Message):
-    """A run of pages of one type."""
+    """A run of pages of one type; of SEV and SEV-ES guests a run of bytes."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -433,11 +455,11 @@ class LaunchRegion(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     PAGE_TYPE_FIELD_NUMBER: builtins.int
     gpa: builtins.int
-    """Guest physical address; multiple of 4096."""
+    """Guest physical address; multiple of 4096, of SEV and SEV-ES guests of 16."""
     size_bytes: builtins.int
-    """Bytes; multiple of 4096."""
+    """Bytes; multiple of 4096, of SEV and SEV-ES guests of 16."""
     page_type: Global___PageType.ValueType
-    """Type of all its pages."""
+    """Type of all its pages; PAGE_TYPE_NORMAL for SEV and SEV-ES guests."""
     def __init__(
         self,
         *,
@@ -503,8 +525,252 @@ class UpdateGuestLaunchResponse(google.protobuf.message.Message):
 Global___UpdateGuestLaunchResponse: typing_extensions.TypeAlias = UpdateGuestLaunchResponse
 
 @typing.final
+class MeasureGuestRequest(google.protobuf.message.Message):
+    """Asks to measure a guest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___MeasureGuestRequest: typing_extensions.TypeAlias = MeasureGuestRequest
+
+@typing.final
+class MeasureGuestResponse(google.protobuf.message.Message):
+    """What the guest's owner checks."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    MEASUREMENT_FIELD_NUMBER: builtins.int
+    measurement: builtins.bytes
+    """Measure, 32 bytes, and nonce, 16; empty if only validated."""
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest afterwards."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+        measurement: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guest", b"guest", "measurement", b"measurement"]) -> None: ...
+
+Global___MeasureGuestResponse: typing_extensions.TypeAlias = MeasureGuestResponse
+
+@typing.final
+class InjectGuestSecretRequest(google.protobuf.message.Message):
+    """Asks to hand a secret of the guest's owner to the guest. Nothing here is secret: the payload is encrypted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    GPA_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    header: builtins.bytes
+    """The packet's header, 52 bytes."""
+    payload: builtins.bytes
+    """The encrypted secret: a multiple of 16 bytes, at most 16 KiB."""
+    gpa: builtins.int
+    """Where it goes; multiple of 16. OVMF's image says where it looks for secrets."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        header: builtins.bytes = ...,
+        payload: builtins.bytes = ...,
+        gpa: builtins.int = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gpa", b"gpa", "guest_id", b"guest_id", "header", b"header", "payload", b"payload", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___InjectGuestSecretRequest: typing_extensions.TypeAlias = InjectGuestSecretRequest
+
+@typing.final
+class InjectGuestSecretResponse(google.protobuf.message.Message):
+    """The guest afterwards."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guest", b"guest"]) -> None: ...
+
+Global___InjectGuestSecretResponse: typing_extensions.TypeAlias = InjectGuestSecretResponse
+
+@typing.final
+class GetGuestAttestationReportRequest(google.protobuf.message.Message):
+    """Asks for a report of an SEV or SEV-ES guest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    MNONCE_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    mnonce: builtins.bytes
+    """Nonce that the report repeats, 16 bytes."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        mnonce: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "mnonce", b"mnonce"]) -> None: ...
+
+Global___GetGuestAttestationReportRequest: typing_extensions.TypeAlias = GetGuestAttestationReportRequest
+
+@typing.final
+class GetGuestAttestationReportResponse(google.protobuf.message.Message):
+    """The report."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: builtins.int
+    report: builtins.bytes
+    """The report, 208 bytes."""
+    def __init__(
+        self,
+        *,
+        report: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["report", b"report"]) -> None: ...
+
+Global___GetGuestAttestationReportResponse: typing_extensions.TypeAlias = GetGuestAttestationReportResponse
+
+@typing.final
+class ReadGuestMemoryRequest(google.protobuf.message.Message):
+    """Asks to read guest memory by way of the firmware."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    GPA_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    gpa: builtins.int
+    """Guest physical address."""
+    size_bytes: builtins.int
+    """Bytes, at most 1 MiB."""
+    validate_only: builtins.bool
+    """Check everything, read nothing."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        gpa: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        validate_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gpa", b"gpa", "guest_id", b"guest_id", "size_bytes", b"size_bytes", "validate_only", b"validate_only"]) -> None: ...
+
+Global___ReadGuestMemoryRequest: typing_extensions.TypeAlias = ReadGuestMemoryRequest
+
+@typing.final
+class ReadGuestMemoryResponse(google.protobuf.message.Message):
+    """Guest memory in plain."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The bytes; none if only validated."""
+    def __init__(
+        self,
+        *,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data"]) -> None: ...
+
+Global___ReadGuestMemoryResponse: typing_extensions.TypeAlias = ReadGuestMemoryResponse
+
+@typing.final
+class WriteGuestMemoryRequest(google.protobuf.message.Message):
+    """Asks to replace guest memory by way of the firmware."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    GPA_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    gpa: builtins.int
+    """Guest physical address."""
+    data: builtins.bytes
+    """The new bytes in plain, at most 1 MiB."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        gpa: builtins.int = ...,
+        data: builtins.bytes = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "gpa", b"gpa", "guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___WriteGuestMemoryRequest: typing_extensions.TypeAlias = WriteGuestMemoryRequest
+
+@typing.final
+class WriteGuestMemoryResponse(google.protobuf.message.Message):
+    """Guest memory was replaced."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___WriteGuestMemoryResponse: typing_extensions.TypeAlias = WriteGuestMemoryResponse
+
+@typing.final
 class FinishGuestLaunchRequest(google.protobuf.message.Message):
-    """Asks to finish the launch."""
+    """Asks to finish the launch. What only a report of an SNP guest could show is refused for other guests."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -56,10 +56,35 @@ class GuestServiceStub(object):
                 request_serializer=sev_dot_v1_dot_guest__pb2.UpdateGuestLaunchRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_guest__pb2.UpdateGuestLaunchResponse.FromString,
                 _registered_method=True)
+        self.MeasureGuest = channel.unary_unary(
+                '/sev.v1.GuestService/MeasureGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.MeasureGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.MeasureGuestResponse.FromString,
+                _registered_method=True)
+        self.InjectGuestSecret = channel.unary_unary(
+                '/sev.v1.GuestService/InjectGuestSecret',
+                request_serializer=sev_dot_v1_dot_guest__pb2.InjectGuestSecretRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.InjectGuestSecretResponse.FromString,
+                _registered_method=True)
         self.FinishGuestLaunch = channel.unary_unary(
                 '/sev.v1.GuestService/FinishGuestLaunch',
                 request_serializer=sev_dot_v1_dot_guest__pb2.FinishGuestLaunchRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_guest__pb2.FinishGuestLaunchResponse.FromString,
+                _registered_method=True)
+        self.GetGuestAttestationReport = channel.unary_unary(
+                '/sev.v1.GuestService/GetGuestAttestationReport',
+                request_serializer=sev_dot_v1_dot_guest__pb2.GetGuestAttestationReportRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.GetGuestAttestationReportResponse.FromString,
+                _registered_method=True)
+        self.ReadGuestMemory = channel.unary_unary(
+                '/sev.v1.GuestService/ReadGuestMemory',
+                request_serializer=sev_dot_v1_dot_guest__pb2.ReadGuestMemoryRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.ReadGuestMemoryResponse.FromString,
+                _registered_method=True)
+        self.WriteGuestMemory = channel.unary_unary(
+                '/sev.v1.GuestService/WriteGuestMemory',
+                request_serializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryResponse.FromString,
                 _registered_method=True)
         self.GetGuest = channel.unary_unary(
                 '/sev.v1.GuestService/GetGuest',
@@ -113,15 +138,31 @@ class GuestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartGuestLaunch(self, request, context):
-        """SNP_LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but the state.
+        """SNP_LAUNCH_START; of SEV and SEV-ES guests LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but
+        the state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateGuestLaunch(self, request, context):
-        """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING. A plain guest measures
-        nothing.
+        """SNP_LAUNCH_UPDATE, or LAUNCH_UPDATE_DATA of SEV and SEV-ES guests, over one or more regions, in the order given.
+        State stays LAUNCHING. A plain guest measures nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureGuest(self, request, context):
+        """LAUNCH_MEASURE of an SEV or SEV-ES guest, for its owner to check; of SEV-ES guests the vCPUs are measured before
+        (LAUNCH_UPDATE_VMSA). State: LAUNCHING to MEASURED; a failure is terminal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InjectGuestSecret(self, request, context):
+        """LAUNCH_SECRET: what the guest's owner packed for this measurement goes into guest memory. State stays MEASURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +170,30 @@ class GuestServiceServicer(object):
 
     def FinishGuestLaunch(self, request, context):
         """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal.
+        Of SEV and SEV-ES guests LAUNCH_FINISH. State: MEASURED to READY.
         Of a plain guest: nothing but the state; it has no digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGuestAttestationReport(self, request, context):
+        """GET_ATTESTATION_REPORT of an SEV or SEV-ES guest that was measured: the launch digest, signed by the platform's PEK.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadGuestMemory(self, request, context):
+        """DBG_DECRYPT: guest memory in plain, for the guest's owner, where its policy allows debugging. Recorded in the audit
+        trail as a change is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteGuestMemory(self, request, context):
+        """DBG_ENCRYPT: replaces guest memory, for the guest's owner, where its policy allows debugging.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,10 +267,35 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     request_deserializer=sev_dot_v1_dot_guest__pb2.UpdateGuestLaunchRequest.FromString,
                     response_serializer=sev_dot_v1_dot_guest__pb2.UpdateGuestLaunchResponse.SerializeToString,
             ),
+            'MeasureGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.MeasureGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.MeasureGuestResponse.SerializeToString,
+            ),
+            'InjectGuestSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.InjectGuestSecret,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.InjectGuestSecretRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.InjectGuestSecretResponse.SerializeToString,
+            ),
             'FinishGuestLaunch': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishGuestLaunch,
                     request_deserializer=sev_dot_v1_dot_guest__pb2.FinishGuestLaunchRequest.FromString,
                     response_serializer=sev_dot_v1_dot_guest__pb2.FinishGuestLaunchResponse.SerializeToString,
+            ),
+            'GetGuestAttestationReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGuestAttestationReport,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.GetGuestAttestationReportRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.GetGuestAttestationReportResponse.SerializeToString,
+            ),
+            'ReadGuestMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadGuestMemory,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.ReadGuestMemoryRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.ReadGuestMemoryResponse.SerializeToString,
+            ),
+            'WriteGuestMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteGuestMemory,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryResponse.SerializeToString,
             ),
             'GetGuest': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGuest,
@@ -360,6 +449,60 @@ class GuestService(object):
             _registered_method=True)
 
     @staticmethod
+    def MeasureGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/MeasureGuest',
+            sev_dot_v1_dot_guest__pb2.MeasureGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.MeasureGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InjectGuestSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/InjectGuestSecret',
+            sev_dot_v1_dot_guest__pb2.InjectGuestSecretRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.InjectGuestSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def FinishGuestLaunch(request,
             target,
             options=(),
@@ -376,6 +519,87 @@ class GuestService(object):
             '/sev.v1.GuestService/FinishGuestLaunch',
             sev_dot_v1_dot_guest__pb2.FinishGuestLaunchRequest.SerializeToString,
             sev_dot_v1_dot_guest__pb2.FinishGuestLaunchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGuestAttestationReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/GetGuestAttestationReport',
+            sev_dot_v1_dot_guest__pb2.GetGuestAttestationReportRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.GetGuestAttestationReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadGuestMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/ReadGuestMemory',
+            sev_dot_v1_dot_guest__pb2.ReadGuestMemoryRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.ReadGuestMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteGuestMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/WriteGuestMemory',
+            sev_dot_v1_dot_guest__pb2.WriteGuestMemoryRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.WriteGuestMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,6 +89,38 @@ _GuestServiceUpdateGuestLaunchType = typing_extensions.TypeVar(
     ],
 )
 
+_GuestServiceMeasureGuestType = typing_extensions.TypeVar(
+    '_GuestServiceMeasureGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.MeasureGuestRequest,
+        sev.v1.guest_pb2.MeasureGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.MeasureGuestRequest,
+        sev.v1.guest_pb2.MeasureGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.MeasureGuestRequest,
+        sev.v1.guest_pb2.MeasureGuestResponse,
+    ],
+)
+
+_GuestServiceInjectGuestSecretType = typing_extensions.TypeVar(
+    '_GuestServiceInjectGuestSecretType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.InjectGuestSecretRequest,
+        sev.v1.guest_pb2.InjectGuestSecretResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.InjectGuestSecretRequest,
+        sev.v1.guest_pb2.InjectGuestSecretResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.InjectGuestSecretRequest,
+        sev.v1.guest_pb2.InjectGuestSecretResponse,
+    ],
+)
+
 _GuestServiceFinishGuestLaunchType = typing_extensions.TypeVar(
     '_GuestServiceFinishGuestLaunchType',
     grpc.UnaryUnaryMultiCallable[
@@ -102,6 +134,54 @@ _GuestServiceFinishGuestLaunchType = typing_extensions.TypeVar(
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.FinishGuestLaunchRequest,
         sev.v1.guest_pb2.FinishGuestLaunchResponse,
+    ],
+)
+
+_GuestServiceGetGuestAttestationReportType = typing_extensions.TypeVar(
+    '_GuestServiceGetGuestAttestationReportType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+        sev.v1.guest_pb2.GetGuestAttestationReportResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+        sev.v1.guest_pb2.GetGuestAttestationReportResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+        sev.v1.guest_pb2.GetGuestAttestationReportResponse,
+    ],
+)
+
+_GuestServiceReadGuestMemoryType = typing_extensions.TypeVar(
+    '_GuestServiceReadGuestMemoryType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReadGuestMemoryRequest,
+        sev.v1.guest_pb2.ReadGuestMemoryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReadGuestMemoryRequest,
+        sev.v1.guest_pb2.ReadGuestMemoryResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReadGuestMemoryRequest,
+        sev.v1.guest_pb2.ReadGuestMemoryResponse,
+    ],
+)
+
+_GuestServiceWriteGuestMemoryType = typing_extensions.TypeVar(
+    '_GuestServiceWriteGuestMemoryType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.WriteGuestMemoryRequest,
+        sev.v1.guest_pb2.WriteGuestMemoryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.WriteGuestMemoryRequest,
+        sev.v1.guest_pb2.WriteGuestMemoryResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.WriteGuestMemoryRequest,
+        sev.v1.guest_pb2.WriteGuestMemoryResponse,
     ],
 )
 
@@ -201,7 +281,7 @@ _GuestServiceDeleteGuestType = typing_extensions.TypeVar(
     ],
 )
 
-class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServiceLoadGuestMemoryType, _GuestServiceStartGuestLaunchType, _GuestServiceUpdateGuestLaunchType, _GuestServiceFinishGuestLaunchType, _GuestServiceGetGuestType, _GuestServiceListGuestsType, _GuestServiceWatchGuestsType, _GuestServiceRunGuestType, _GuestServicePauseGuestType, _GuestServiceDeleteGuestType]):
+class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServiceLoadGuestMemoryType, _GuestServiceStartGuestLaunchType, _GuestServiceUpdateGuestLaunchType, _GuestServiceMeasureGuestType, _GuestServiceInjectGuestSecretType, _GuestServiceFinishGuestLaunchType, _GuestServiceGetGuestAttestationReportType, _GuestServiceReadGuestMemoryType, _GuestServiceWriteGuestMemoryType, _GuestServiceGetGuestType, _GuestServiceListGuestsType, _GuestServiceWatchGuestsType, _GuestServiceRunGuestType, _GuestServicePauseGuestType, _GuestServiceDeleteGuestType]):
     """Creates, launches, lists and deletes hosted guests. A guest belongs to the identity that created it; to others than
     an admin it does not exist.
     """
@@ -225,8 +305,28 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
             sev.v1.guest_pb2.UpdateGuestLaunchResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.MeasureGuestRequest,
+            sev.v1.guest_pb2.MeasureGuestResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.InjectGuestSecretRequest,
+            sev.v1.guest_pb2.InjectGuestSecretResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.FinishGuestLaunchRequest,
             sev.v1.guest_pb2.FinishGuestLaunchResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+            sev.v1.guest_pb2.GetGuestAttestationReportResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.ReadGuestMemoryRequest,
+            sev.v1.guest_pb2.ReadGuestMemoryResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.WriteGuestMemoryRequest,
+            sev.v1.guest_pb2.WriteGuestMemoryResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.GetGuestRequest,
@@ -273,8 +373,28 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
             sev.v1.guest_pb2.UpdateGuestLaunchResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.MeasureGuestRequest,
+            sev.v1.guest_pb2.MeasureGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.InjectGuestSecretRequest,
+            sev.v1.guest_pb2.InjectGuestSecretResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.FinishGuestLaunchRequest,
             sev.v1.guest_pb2.FinishGuestLaunchResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+            sev.v1.guest_pb2.GetGuestAttestationReportResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.ReadGuestMemoryRequest,
+            sev.v1.guest_pb2.ReadGuestMemoryResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.WriteGuestMemoryRequest,
+            sev.v1.guest_pb2.WriteGuestMemoryResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.GetGuestRequest,
@@ -309,17 +429,39 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
     """Fills guest memory from a stream; legal in CREATED and LAUNCHING. The first message names the guest."""
 
     StartGuestLaunch: _GuestServiceStartGuestLaunchType
-    """SNP_LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but the state."""
+    """SNP_LAUNCH_START; of SEV and SEV-ES guests LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but
+    the state.
+    """
 
     UpdateGuestLaunch: _GuestServiceUpdateGuestLaunchType
-    """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING. A plain guest measures
-    nothing.
+    """SNP_LAUNCH_UPDATE, or LAUNCH_UPDATE_DATA of SEV and SEV-ES guests, over one or more regions, in the order given.
+    State stays LAUNCHING. A plain guest measures nothing.
     """
+
+    MeasureGuest: _GuestServiceMeasureGuestType
+    """LAUNCH_MEASURE of an SEV or SEV-ES guest, for its owner to check; of SEV-ES guests the vCPUs are measured before
+    (LAUNCH_UPDATE_VMSA). State: LAUNCHING to MEASURED; a failure is terminal.
+    """
+
+    InjectGuestSecret: _GuestServiceInjectGuestSecretType
+    """LAUNCH_SECRET: what the guest's owner packed for this measurement goes into guest memory. State stays MEASURED."""
 
     FinishGuestLaunch: _GuestServiceFinishGuestLaunchType
     """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal.
+    Of SEV and SEV-ES guests LAUNCH_FINISH. State: MEASURED to READY.
     Of a plain guest: nothing but the state; it has no digest.
     """
+
+    GetGuestAttestationReport: _GuestServiceGetGuestAttestationReportType
+    """GET_ATTESTATION_REPORT of an SEV or SEV-ES guest that was measured: the launch digest, signed by the platform's PEK."""
+
+    ReadGuestMemory: _GuestServiceReadGuestMemoryType
+    """DBG_DECRYPT: guest memory in plain, for the guest's owner, where its policy allows debugging. Recorded in the audit
+    trail as a change is.
+    """
+
+    WriteGuestMemory: _GuestServiceWriteGuestMemoryType
+    """DBG_ENCRYPT: replaces guest memory, for the guest's owner, where its policy allows debugging."""
 
     GetGuest: _GuestServiceGetGuestType
     """Answers one guest."""
@@ -361,8 +503,28 @@ GuestServiceAsyncStub: typing_extensions.TypeAlias = GuestServiceStub[
         sev.v1.guest_pb2.UpdateGuestLaunchResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.MeasureGuestRequest,
+        sev.v1.guest_pb2.MeasureGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.InjectGuestSecretRequest,
+        sev.v1.guest_pb2.InjectGuestSecretResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.FinishGuestLaunchRequest,
         sev.v1.guest_pb2.FinishGuestLaunchResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+        sev.v1.guest_pb2.GetGuestAttestationReportResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReadGuestMemoryRequest,
+        sev.v1.guest_pb2.ReadGuestMemoryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.WriteGuestMemoryRequest,
+        sev.v1.guest_pb2.WriteGuestMemoryResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.GetGuestRequest,
@@ -417,7 +579,9 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         request: sev.v1.guest_pb2.StartGuestLaunchRequest,
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.StartGuestLaunchResponse, collections.abc.Awaitable[sev.v1.guest_pb2.StartGuestLaunchResponse]]:
-        """SNP_LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but the state."""
+        """SNP_LAUNCH_START; of SEV and SEV-ES guests LAUNCH_START. State: CREATED to LAUNCHING. Of a plain guest: nothing but
+        the state.
+        """
 
     @abc.abstractmethod
     def UpdateGuestLaunch(
@@ -425,9 +589,27 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         request: sev.v1.guest_pb2.UpdateGuestLaunchRequest,
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.UpdateGuestLaunchResponse, collections.abc.Awaitable[sev.v1.guest_pb2.UpdateGuestLaunchResponse]]:
-        """SNP_LAUNCH_UPDATE over one or more regions, in the order given. State stays LAUNCHING. A plain guest measures
-        nothing.
+        """SNP_LAUNCH_UPDATE, or LAUNCH_UPDATE_DATA of SEV and SEV-ES guests, over one or more regions, in the order given.
+        State stays LAUNCHING. A plain guest measures nothing.
         """
+
+    @abc.abstractmethod
+    def MeasureGuest(
+        self,
+        request: sev.v1.guest_pb2.MeasureGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.MeasureGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.MeasureGuestResponse]]:
+        """LAUNCH_MEASURE of an SEV or SEV-ES guest, for its owner to check; of SEV-ES guests the vCPUs are measured before
+        (LAUNCH_UPDATE_VMSA). State: LAUNCHING to MEASURED; a failure is terminal.
+        """
+
+    @abc.abstractmethod
+    def InjectGuestSecret(
+        self,
+        request: sev.v1.guest_pb2.InjectGuestSecretRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.InjectGuestSecretResponse, collections.abc.Awaitable[sev.v1.guest_pb2.InjectGuestSecretResponse]]:
+        """LAUNCH_SECRET: what the guest's owner packed for this measurement goes into guest memory. State stays MEASURED."""
 
     @abc.abstractmethod
     def FinishGuestLaunch(
@@ -436,8 +618,35 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.FinishGuestLaunchResponse, collections.abc.Awaitable[sev.v1.guest_pb2.FinishGuestLaunchResponse]]:
         """SNP_LAUNCH_FINISH: measures every VMSA, checks the ID block. State: LAUNCHING to READY; a failure is terminal.
+        Of SEV and SEV-ES guests LAUNCH_FINISH. State: MEASURED to READY.
         Of a plain guest: nothing but the state; it has no digest.
         """
+
+    @abc.abstractmethod
+    def GetGuestAttestationReport(
+        self,
+        request: sev.v1.guest_pb2.GetGuestAttestationReportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.GetGuestAttestationReportResponse, collections.abc.Awaitable[sev.v1.guest_pb2.GetGuestAttestationReportResponse]]:
+        """GET_ATTESTATION_REPORT of an SEV or SEV-ES guest that was measured: the launch digest, signed by the platform's PEK."""
+
+    @abc.abstractmethod
+    def ReadGuestMemory(
+        self,
+        request: sev.v1.guest_pb2.ReadGuestMemoryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.ReadGuestMemoryResponse, collections.abc.Awaitable[sev.v1.guest_pb2.ReadGuestMemoryResponse]]:
+        """DBG_DECRYPT: guest memory in plain, for the guest's owner, where its policy allows debugging. Recorded in the audit
+        trail as a change is.
+        """
+
+    @abc.abstractmethod
+    def WriteGuestMemory(
+        self,
+        request: sev.v1.guest_pb2.WriteGuestMemoryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.WriteGuestMemoryResponse, collections.abc.Awaitable[sev.v1.guest_pb2.WriteGuestMemoryResponse]]:
+        """DBG_ENCRYPT: replaces guest memory, for the guest's owner, where its policy allows debugging."""
 
     @abc.abstractmethod
     def GetGuest(

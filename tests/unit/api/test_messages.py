@@ -155,6 +155,7 @@ def test_a_full_guest_fills_every_field() -> None:
         label="l",
         updated_pages=9,
         protected=True,
+        measurement=b"m" * 48,
     )
     assert unset(messages.guest(guest)) == set()
 

@@ -10,8 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sev import aio, client, errors, guest_operations, hosted, hosted_plain, operations, running, sev_operations
+from sev import (
+    aio,
+    client,
+    errors,
+    guest_operations,
+    hosted,
+    hosted_plain,
+    hosted_sev,
+    operations,
+    running,
+    sev_guest_operations,
+    sev_operations,
+)
 from sev.calls import Call, Stream
+from sev.session.secret import Packet
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, options_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 
 if TYPE_CHECKING:
@@ -40,11 +53,25 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "guest": (("guest-id",), {}),
     "pause_guest": (("guest-id",), {}),
     "delete_guest": (("guest-id",), {}),
+    "measure_guest": (("guest-id",), {}),
+    "inject_secret": (("guest-id", Packet(bytes(52), bytes(16))), {"gpa": 0x1000}),
+    "attestation_report": (("guest-id", bytes(16)), {}),
+    "read_guest_memory": (("guest-id", 0, 1), {}),
+    "write_guest_memory": (("guest-id", 0, b"x"), {}),
     "guest_report": (("guest-id",), {}),
     "guest_key": (("guest-id",), {}),
 }
 
-_COMPOSED = ("launch_plan", "launch_snp", "launch_plain", "own_platform", "disown_platform")
+_COMPOSED = (
+    "launch_plan",
+    "launch_snp",
+    "launch_plain",
+    "launch_sev",
+    "launch_sev_es",
+    "launch_sev_plan",
+    "own_platform",
+    "disown_platform",
+)
 
 
 def _names(cls: type) -> list[str]:
@@ -78,11 +105,21 @@ def test_both_clients_offer_the_same() -> None:
 def test_every_operation_is_offered() -> None:
     public = {
         name
-        for module in (operations, sev_operations, guest_operations, hosted, hosted_plain)
+        for module in (
+            operations,
+            sev_operations,
+            guest_operations,
+            sev_guest_operations,
+            hosted,
+            hosted_plain,
+            hosted_sev,
+        )
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert public - {"abandon", "check_id_block", "memory_message", "new_guest_id"} == set(_names(client.Host))
+    assert public - {"abandon", "check_id_block", "memory_message", "new_guest_id", "signature_of"} == set(
+        _names(client.Host)
+    )
 
 
 def test_every_method_of_the_api_is_called() -> None:

@@ -143,8 +143,9 @@ async def brought_to(it: Hosting, state: GuestState) -> Guest:
 STATES = [S.CREATED, S.LAUNCHING, S.READY, S.FAILED, S.LOST]
 
 
-HERE = [step for step in Step if step not in (Step.RUN, Step.PAUSE)]
-"""The steps that a guest of the daemon's own simulator can take: it does not execute."""
+ELSEWHERE = (Step.RUN, Step.PAUSE, Step.MEASURE, Step.INJECT, Step.REPORT, Step.DEBUG)
+HERE = [step for step in Step if step not in ELSEWHERE]
+"""The steps that an SNP guest of the daemon's own simulator can take: it does not execute."""
 
 
 @pytest.mark.parametrize("step", HERE, ids=lambda step: step.value)
