@@ -23,7 +23,7 @@ from sev.errors import RefusedError, UsageError
 from sevd.guests.port import Piece, SharedMemory
 from sevd.guests.sev_launch import Measured
 from sevd.worker import notes, wire
-from sevd.worker.guest import DEBUG_BYTES
+from sevd.worker.guest import CARD, DEBUG_BYTES
 from sevd.worker.server import PLATFORM_GONE, SOCKET
 
 if TYPE_CHECKING:
@@ -258,6 +258,9 @@ class WorkerMachine:
             return
         self._closed = True
         worker = self._worker
+        # First: if this daemon is killed meanwhile, the next one does not take for lost what was to end.
+        with contextlib.suppress(OSError):
+            os.unlink(self._folder / CARD)
         with contextlib.suppress(RefusedError):
             worker.call({"op": "end"})
         if not worker.ended(END_SECONDS):

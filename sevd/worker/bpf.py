@@ -21,6 +21,7 @@ RET_ALLOW = 0x7FFF0000
 _LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _JUMP_BITS = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_AND = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RETURN = 0x06  # BPF_RET | BPF_K
 
 _AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16
@@ -39,14 +40,18 @@ class Condition:
         argument: 0 to 5.
         bits: Admitted if one of these bits is set; 0: not asked.
         equal: Admitted if the argument is one of these; none: not asked.
+        types: Admitted if its second byte, the type of an ioctl, is one of these; none: not asked.
     """
 
-    __slots__ = ("argument", "bits", "equal")
+    __slots__ = ("argument", "bits", "equal", "types")
 
-    def __init__(self, argument: int, *, bits: int = 0, equal: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, argument: int, *, bits: int = 0, equal: tuple[int, ...] = (), types: tuple[int, ...] = ()
+    ) -> None:
         self.argument = argument
         self.bits = bits
         self.equal = equal
+        self.types = types
 
 
 def allow_list(allowed: Iterable[int], conditions: Mapping[int, Condition], absent: Iterable[int] = ()) -> bytes:
@@ -82,5 +87,9 @@ def _body(condition: Condition) -> list[tuple[int, int, int, int]]:
         out += [(_JUMP_BITS, 0, 1, condition.bits), (_RETURN, 0, 0, RET_ALLOW)]
     for value in condition.equal:
         out += [(_JUMP_EQUAL, 0, 1, value), (_RETURN, 0, 0, RET_ALLOW)]
+    if condition.types:
+        out.append((_AND, 0, 0, 0xFF00))
+        for kind in condition.types:
+            out += [(_JUMP_EQUAL, 0, 1, kind << 8), (_RETURN, 0, 0, RET_ALLOW)]
     out.append((_RETURN, 0, 0, RET_ERRNO | errno.EPERM))
     return out

@@ -1,8 +1,8 @@
 """What a worker gives up: at its start what no worker needs, and once its guest exists nearly everything else.
 
-After `lock_down` the process cannot open a file or a socket, start a program or a process, trace another one, mount,
-or change who it is; it holds no capability and can get none; it leaves no core. What is left is what a VM takes:
-ioctl, memory, threads, and the sockets that are open.
+After `lock_down` the process cannot open or remove a file, open a socket, start a program or a process, trace or signal
+another one, mount, or change who it is; it holds no capability and can get none; it leaves no core. What is left is
+what a VM takes: ioctl, memory, threads, and the sockets that are open.
 
 The end of the daemon is not its end: it is in a session of its own, and no signal comes with the daemon's death.
 """
@@ -39,26 +39,38 @@ _CLONE_THREAD = 0x10000
 
 _ALLOWED = {
     "read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
-    "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "readv": 19, "writev": 20,
-    "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32, "nanosleep": 35,
-    "getpid": 39, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "getsockname": 51,
-    "getpeername": 52, "socketpair": 53, "setsockopt": 54, "getsockopt": 55, "exit": 60, "gettimeofday": 96,
-    "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "rmdir": 84, "unlink": 87,
-    "sigaltstack": 131, "gettid": 186, "futex": 202, "sched_getaffinity": 204, "restart_syscall": 219,
-    "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232,
-    "epoll_ctl": 233, "tgkill": 234, "unlinkat": 263, "pselect6": 270, "ppoll": 271, "set_robust_list": 273,
-    "epoll_pwait": 281, "fallocate": 285, "accept4": 288, "eventfd2": 290, "epoll_create1": 291, "pipe2": 293,
-    "getrandom": 318, "membarrier": 324, "rseq": 334,
+    "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "readv": 19, "writev": 20, "pipe": 22,
+    "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32, "nanosleep": 35, "getpid": 39,
+    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "getsockname": 51, "getpeername": 52,
+    "setsockopt": 54, "getsockopt": 55, "exit": 60, "gettimeofday": 96, "getuid": 102, "getgid": 104, "geteuid": 107,
+    "getegid": 108, "getppid": 110, "sigaltstack": 131, "gettid": 186, "futex": 202, "sched_getaffinity": 204,
+    "restart_syscall": 219, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231,
+    "epoll_wait": 232, "epoll_ctl": 233, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "epoll_pwait": 281,
+    "fallocate": 285, "accept4": 288, "eventfd2": 290, "epoll_create1": 291, "pipe2": 293, "getrandom": 318,
+    "membarrier": 324, "rseq": 334,
 }  # fmt: skip
 """What Python and a VM need once everything is imported and opened. Numbers of x86-64."""
 
-_CONDITIONS = {
-    56: bpf.Condition(0, bits=_CLONE_THREAD),  # clone: threads, no processes
-    72: bpf.Condition(
-        1, equal=(1, 2, 3, 4, 1030, 1034)
-    ),  # fcntl: descriptor and status flags, F_DUPFD_CLOEXEC (mmap), F_GET_SEALS
-    157: bpf.Condition(0, equal=(_PR_SET_NAME,)),  # prctl: the name of a thread
-}
+_CONNECTED_KINDS = (1, 5)
+_SOCK_CLOEXEC = 0x80000
+_FIONBIO, _FIOCLEX = 0x5421, 0x5451
+_KVM, _SEV = 0xAE, ord("S")
+
+
+def conditions(pid: int) -> dict[int, bpf.Condition]:
+    """Calls of the process with this number that are admitted with some arguments only."""
+    return {
+        # ioctl: KVM's and the SEV device's, and what Python does to descriptors; none that makes a socket send signals
+        16: bpf.Condition(1, equal=(_FIONBIO, _FIOCLEX), types=(_KVM, _SEV)),
+        # socketpair: not of datagrams, which can be sent to any socket of the machine
+        53: bpf.Condition(1, equal=(*_CONNECTED_KINDS, *(kind | _SOCK_CLOEXEC for kind in _CONNECTED_KINDS))),
+        56: bpf.Condition(0, bits=_CLONE_THREAD),  # clone: threads, no processes
+        # fcntl: descriptor and status flags, F_DUPFD_CLOEXEC (mmap), F_GET_SEALS
+        72: bpf.Condition(1, equal=(1, 2, 3, 4, 1030, 1034)),
+        157: bpf.Condition(0, equal=(_PR_SET_NAME,)),  # prctl: the name of a thread
+        234: bpf.Condition(0, equal=(pid,)),  # tgkill: its own threads, which are made to leave the guest
+    }
+
 
 _CLONE3 = 435
 """Its arguments are in memory, where a filter cannot look: libraries fall back to clone."""
@@ -102,7 +114,7 @@ def lock_down(*, dumpable: bool) -> None:
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(dumpable))
-    _install(bpf.allow_list(_ALLOWED.values(), _CONDITIONS, absent=[_CLONE3]))
+    _install(bpf.allow_list(_ALLOWED.values(), conditions(os.getpid()), absent=[_CLONE3]))
 
 
 def _load_the_rest() -> None:

@@ -178,9 +178,9 @@ class Server:
         return answer
 
     def _end(self, code: int) -> None:
-        """Ends the guest. Where the platform did not fail, nobody needs to hear of it: the folder's content goes."""
+        """Ends the guest. One that did not come to be leaves no card; later nothing can be removed from here."""
         self._code = code
-        if self._folder >= 0 and code != PLATFORM_GONE:
+        if self._folder >= 0 and code == ORPHAN:
             for name in (CARD, SOCKET):
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self._folder)

@@ -88,6 +88,13 @@ out = {
     "prctl dumpable": raw(157, 4, 1, 0, 0, 0),
     "rlimit": raw(302, 0, 4, 0, 0),
     "rename": tried(os.rename, "/a", "/b"),
+    "unlink": raw(87, b"/nonexistent"),
+    "unlinkat": raw(263, -100, b"/nonexistent", 0),
+    "rmdir": raw(84, b"/nonexistent"),
+    "another's thread": raw(234, os.getppid(), os.getppid(), 0),
+    "signals of a socket": raw(16, int(sys.argv[1]), 0x8901, ctypes.byref(ctypes.c_int(os.getppid()))),
+    "a terminal's": raw(16, 0, 0x5412, b"x"),
+    "datagrams": raw(53, 1, 2, 0, (ctypes.c_int * 2)()),
     "x32 getpid": raw(0x40000000 + 39),
 }
 """
@@ -211,6 +218,8 @@ def run(program: bytes, number: int, arguments: tuple[int, ...] = (), architectu
             (accumulator,) = struct.unpack_from("<I", data, k)
         elif code == 0x15:
             at += yes if accumulator == k else no
+        elif code == 0x54:
+            accumulator &= k
         elif code == 0x45:
             at += yes if accumulator & k else no
         else:
@@ -222,7 +231,11 @@ def run(program: bytes, number: int, arguments: tuple[int, ...] = (), architectu
     ("number", "arguments", "verdict"),
     [
         (0, (), bpf.RET_ALLOW),
-        (16, (0xAE80,), bpf.RET_ALLOW),
+        (16, (3, 0xAE80), bpf.RET_ALLOW),
+        (16, (3, 0xC0105300), bpf.RET_ALLOW),
+        (16, (3, 0x5421), bpf.RET_ALLOW),
+        (16, (3, 0x5452), bpf.RET_ERRNO | 1),
+        (16, (3, 0x8901), bpf.RET_ERRNO | 1),
         (257, (), bpf.RET_ERRNO | 1),
         (59, (), bpf.RET_ERRNO | 1),
         (435, (), bpf.RET_ERRNO | 38),
@@ -230,6 +243,10 @@ def run(program: bytes, number: int, arguments: tuple[int, ...] = (), architectu
         (56, (17,), bpf.RET_ERRNO | 1),
         (72, (3, 1), bpf.RET_ALLOW),
         (72, (3, 8), bpf.RET_ERRNO | 1),
+        (53, (1, 0x80005), bpf.RET_ALLOW),
+        (53, (1, 2), bpf.RET_ERRNO | 1),
+        (234, (77, 1), bpf.RET_ALLOW),
+        (234, (78, 1), bpf.RET_ERRNO | 1),
         (157, (15,), bpf.RET_ALLOW),
         (157, (4,), bpf.RET_ERRNO | 1),
         (0x40000000, (), bpf.RET_ERRNO | 1),
@@ -237,6 +254,6 @@ def run(program: bytes, number: int, arguments: tuple[int, ...] = (), architectu
     ],
 )
 def test_the_filter_says(number: int, arguments: tuple[int, ...], verdict: int) -> None:
-    program = bpf.allow_list(lockdown._ALLOWED.values(), lockdown._CONDITIONS, absent=[435])
+    program = bpf.allow_list(lockdown._ALLOWED.values(), lockdown.conditions(77), absent=[435])
     assert run(program, number, arguments) == verdict
     assert run(program, number, arguments, architecture=0x40000003) == bpf.RET_KILL_PROCESS

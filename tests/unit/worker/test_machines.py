@@ -260,6 +260,17 @@ def test_after_a_start_of_the_machine_the_reason_is_another_one(tmp_path: Path) 
         assert found.reason == "the machine was started again, and its guests ended"
 
 
+def test_a_deletion_that_was_cut_off_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with workers(tmp_path) as made:
+        guest = machine(made)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the daemon is killed before it
+            guest.close()
+        assert len(list(tmp_path.iterdir())) == 1
+        assert list(made.find()) == []
+        assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"request": 1}', b"\xff", b"{}", b"[" * 60_000], ids=repr)
 def test_what_cannot_be_read_is_reported_and_does_not_stop_a_start(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
