@@ -10,6 +10,7 @@ made does not exist for it.
     name {fd, guest_id}         digest {fd}            asid {fd}
     report {fd, report_data, vmpl, key_selection}      key {fd, root_key, key_selection, guest_field_select, …}
     vmsa {fd}                   of a vCPU: its save area as it was measured
+    memory {fd, change, …}      of an SEV or SEV-ES guest (sevd.simulator.control_memory)
     host {}    committed {}    endorsements {}         what the host says of itself
     fault {spec}    faults {}    power-loss {}         for root, or for the user that runs the simulator
 

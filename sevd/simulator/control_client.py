@@ -116,7 +116,7 @@ class ControlClient:
         self.call("name", fd=fd, guest_id=guest_id)
 
     def launch_digest(self, fd: int) -> bytes:
-        """A VM's launch digest, 48 bytes."""
+        """A VM's launch digest, 48 bytes; 32 of an SEV or SEV-ES guest."""
         return packets.octets(self.call("digest", fd=fd), "digest")
 
     def asid(self, fd: int) -> int:
@@ -135,6 +135,10 @@ class ControlClient:
     def save_area(self, fd: int) -> bytes:
         """The VMSA of a vCPU as it was measured, 4096 bytes. Raises WrongState before."""
         return packets.octets(self.call("vmsa", fd=fd), "page")
+
+    def transfer(self, fd: int, change: str, source: int, target: int, size: int) -> None:
+        """Copies this process's memory as SEV guest memory is (sevd.simulator.control_memory). Raises OSError."""
+        self.call("memory", fd=fd, change=change, source=source, target=target, size=size)
 
     def fault(self, spec: str) -> None:
         """Injects a fault (sevd.simulator.faults). Raises UsageError for no fault, NotPermitted."""

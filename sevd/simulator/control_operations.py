@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sev import packets
 from sev.errors import MalformedInput, NotPermitted, UsageError, WrongState
-from sevd.simulator import faults
+from sevd.simulator import control_memory, faults
 from sevd.simulator.errnos import fail
 from sevd.simulator.process import Process
 from sevd.simulator.simulator import Simulator
@@ -120,6 +120,11 @@ def _vmsa(session: Session, message: Message) -> Message:
     return {"page": bytes(page).hex()}
 
 
+def _memory(session: Session, message: Message) -> Message:
+    control_memory.transfer(session.simulator, session.process, _number(message, "fd", _U32), message)
+    return {}
+
+
 def _host(session: Session, message: Message) -> Message:
     del message
     facts = session.simulator.host_facts()
@@ -183,6 +188,7 @@ OPERATIONS: Mapping[str, Callable[[Session, Message], Message]] = {
     "report": _report,
     "key": _key,
     "vmsa": _vmsa,
+    "memory": _memory,
     "host": _host,
     "committed": _committed,
     "endorsements": _endorsements,

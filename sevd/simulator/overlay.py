@@ -10,7 +10,8 @@ vCPUs are given exactly the state that was measured, and KVM_RUN runs them on th
 KVM_RUN answers as KVM does for a guest that cannot be entered. Without a real device guests are launched and never run:
 EOPNOTSUPP.
 
-A VM that is not SEV's is the real one as soon as it has vCPUs: they are no business of the model.
+A VM that is not SEV's is the real one as soon as it has vCPUs: they are no business of the model. The vCPUs of an SEV
+guest are the real ones too, once it may run; how its memory is kept is told in `sevd.simulator.overlay_sev`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ import errno
 import os
 from pathlib import Path
 
-from sev.abi import kvm, kvm_sev
+from sev.abi import kvm, kvm_run, kvm_sev
+from sev.errors import WrongState
 from sev.launch.linux import LinuxKernel
-from sevd.simulator import overlay_state
+from sevd.simulator import overlay_sev, overlay_state
 from sevd.simulator.control_client import PATH as MODEL_PATH
 from sevd.simulator.control_client import ControlClient
 from sevd.simulator.overlay_memory import OverlayMemory
+from sevd.simulator.overlay_sev import SevOverlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sev.abi.kvm_run import Hypercall
     from sev.launch.linux import LinuxMemory
 
-_FINISHES = frozenset({kvm_sev.SNP_LAUNCH_FINISH})
+_FINISHES = frozenset({kvm_sev.SNP_LAUNCH_FINISH}) | overlay_sev.FINISHES
 _INITIALISES = frozenset({kvm_sev.SEV_INIT, kvm_sev.SEV_ES_INIT, kvm_sev.SEV_INIT2})
 _FIRST_MODEL_DESCRIPTOR = 1 << 20
+_ENCRYPTED = 1 << 4
+"""In the attributes of KVM_HC_MAP_GPA_RANGE: the pages become private."""
 
 
 class OverlayKernel:
@@ -200,18 +206,22 @@ class _Device(_File):
         except OSError:
             self.kernel.control.close_descriptor(result)
             raise
-        return self.kernel.install(result, _Vm(self, result, real, sev=argument != kvm.VM_TYPE_DEFAULT))
+        return self.kernel.install(result, _Vm(self, result, real, argument))
 
 
 class _Vm(_File):
     """A VM. The real one's memory goes when its last descriptor, vCPUs' included, is closed."""
 
-    def __init__(self, device: _Device, fd: int, real: int, *, sev: bool) -> None:
+    def __init__(self, device: _Device, fd: int, real: int, vm_type: int) -> None:
         super().__init__(device.kernel, fd, real)
         self.device = device.real
-        self.sev = sev
-        self.runs = not sev
+        self.sev = vm_type != kvm.VM_TYPE_DEFAULT
+        self.hides_state = vm_type in (kvm.VM_TYPE_SEV_ES, kvm.VM_TYPE_SNP)
+        self.runs = not self.sev
         self._memory = OverlayMemory(self.kernel.linux, real) if real >= 0 else None
+        self._encrypted: SevOverlay | None = None
+        if self._memory is not None and vm_type != kvm.VM_TYPE_SNP:
+            self._encrypted = SevOverlay(self.kernel, fd, self._memory)
         self._vcpus: list[_Vcpu] = []
         self._references = 1
 
@@ -224,6 +234,8 @@ class _Vm(_File):
         self._references -= 1
         if not self._references and self._memory is not None:
             self._memory.close()
+            if self._encrypted is not None:
+                self._encrypted.close()
 
     def close(self) -> None:
         """The VM's descriptor is closed."""
@@ -238,14 +250,24 @@ class _Vm(_File):
         command = -1
         if request == kvm.KVM_MEMORY_ENCRYPT_OP and argument:
             command = self._command(argument)
-        result = super().ioctl(request, argument)
+        if self.sev and self._encrypted is not None and command in overlay_sev.COMMANDS:
+            result = self._encrypted.command(command, argument)
+        else:
+            result = super().ioctl(request, argument)
         if request == kvm.KVM_CREATE_VCPU:
             return self._add_vcpu(result, argument)
         if command in _INITIALISES:
             self.sev, self.runs = True, False
+            self.hides_state |= command == kvm_sev.SEV_ES_INIT
         elif self._memory is not None:
             self._follow(self._memory, request, argument, command)
         return result
+
+    def guest_asks(self, asked: Hypercall) -> None:
+        """A guest in encrypted memory wants pages to be private or shared. Raises OSError if they cannot be mapped."""
+        if self.sev and self._encrypted is not None and asked.number == kvm.HC_MAP_GPA_RANGE:
+            gpa, pages, attributes = asked.arguments[:3]
+            self._encrypted.convert(gpa, pages, private=bool(attributes & _ENCRYPTED))
 
     def _follow(self, memory: OverlayMemory, request: int, argument: int, command: int) -> None:
         read = self.kernel.memory.read
@@ -253,17 +275,24 @@ class _Vm(_File):
             region = kvm.UserMemoryRegion2.decode(read(argument, kvm.UserMemoryRegion2.size()))
             private = self.kernel.file(region.guest_memfd) if region.flags & kvm.MEM_GUEST_MEMFD else None
             memory.set_region(region, private.real if private is not None else -1)
+            self._adopt(region)
         elif request == kvm.KVM_SET_USER_MEMORY_REGION:
             old = kvm.UserMemoryRegion.decode(read(argument, kvm.UserMemoryRegion.size()))
-            memory.set_region(kvm.UserMemoryRegion2(*(getattr(old, name) for name in old.fields())), -1)
+            region = kvm.UserMemoryRegion2(*(getattr(old, name) for name in old.fields()))
+            memory.set_region(region, -1)
+            self._adopt(region)
         elif request == kvm.KVM_SET_MEMORY_ATTRIBUTES:
             memory.set_attributes(kvm.MemoryAttributes.decode(read(argument, kvm.MemoryAttributes.size())))
         elif request == kvm.KVM_ENABLE_CAP:
             self.kernel.linux.ioctl(self.real, request, argument)
         elif command in _FINISHES:
-            for vcpu in self._vcpus:
+            for vcpu in self._vcpus if self.hides_state else ():
                 vcpu.start_as_measured()
             self.runs = True
+
+    def _adopt(self, region: kvm.UserMemoryRegion2) -> None:
+        if self._encrypted is not None and region.memory_size:
+            self._encrypted.adopt(region.slot)
 
     def _add_vcpu(self, fd: int, argument: int) -> int:
         real = -1
@@ -304,13 +333,17 @@ class _Vcpu(_File):
     def __init__(self, vm: _Vm, fd: int, real: int) -> None:
         super().__init__(vm.kernel, fd, real)
         self._vm = vm
+        self._measured = False
+        self._page: memoryview | None = None
         vm.hold()
 
     def ioctl(self, request: int, argument: int) -> int:
         """The model keeps the state of a guest's vCPU until it is measured; running is the real one's part."""
         if self.real < 0:
             return super().ioctl(request, argument)
-        if not self._vm.sev or (request == kvm.KVM_RUN and self._vm.runs):
+        if request == kvm.KVM_RUN and self._vm.runs and (self._measured or not self._vm.hides_state):
+            return self._run(argument)
+        if not self._vm.sev or (request != kvm.KVM_RUN and not self._vm.hides_state):
             return self.kernel.linux.ioctl(self.real, request, argument)
         result = super().ioctl(request, argument)
         if request == kvm.KVM_SET_CPUID2:
@@ -319,13 +352,33 @@ class _Vcpu(_File):
 
     def start_as_measured(self) -> None:
         """Takes on the state of the save area. Raises OSError if the real KVM refuses it."""
-        if self.real >= 0:
-            overlay_state.apply(self.kernel.linux, self.real, self.kernel.control.save_area(self.fd))
+        if self.real < 0:
+            return
+        try:
+            page = self.kernel.control.save_area(self.fd)
+        except WrongState:
+            return  # its owner launched the guest without it: it cannot be entered
+        overlay_state.apply(self.kernel.linux, self.real, page)
+        self._measured = True
 
     def close(self) -> None:
         """The descriptor is closed."""
+        page, self._page = self._page, None
+        if page is not None:
+            self.kernel.linux.unmap(page)
         super().close()
         self._vm.drop()
+
+    def _run(self, argument: int) -> int:
+        result = self.kernel.linux.ioctl(self.real, kvm.KVM_RUN, argument)
+        if self._vm.sev:
+            if self._page is None:
+                self._page = self.kernel.linux.map(self.real, kvm.PAGE_SIZE)
+            reason = int.from_bytes(self._page[kvm_run.EXIT_REASON : kvm_run.EXIT_REASON + 4], "little")
+            found = kvm_run.decode(self._page) if reason == kvm_run.EXIT_HYPERCALL else None
+            if isinstance(found, kvm_run.Hypercall):
+                self._vm.guest_asks(found)
+        return result
 
 
 def _refusal(number: int) -> OSError:

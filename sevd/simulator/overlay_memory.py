@@ -42,55 +42,113 @@ class Window:
 
     Args:
         size: Bytes, whole pages.
-        fd: What holds the private memory.
-        offset: Byte in it that belongs to the first byte here.
         shared: Address of the shared view; a shared mapping, of one file.
 
     Raises:
         OSError: ENOMEM.
     """
 
-    def __init__(self, size: int, fd: int, offset: int, shared: int) -> None:
+    def __init__(self, size: int, shared: int) -> None:
         self.size = size
-        self._fd = os.dup(fd)
-        self._offset = offset
         self._shared = shared
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         address = _mmap(None, size, 0, flags, -1, 0)
         if address == _FAILED:
-            os.close(self._fd)
             raise _failure()
         self.address: int = address
 
     def show_private(self, at: int, size: int) -> None:
         """Maps the private memory of a part, by its bytes from the start. Raises OSError."""
-        flags = mmap.MAP_SHARED | _MAP_FIXED
-        if _mmap(self.address + at, size, _READ_WRITE, flags, self._fd, self._offset + at) == _FAILED:
-            raise _failure()
+        raise NotImplementedError
 
     def show_shared(self, at: int, size: int) -> None:
         """Maps the shared view of a part. Raises OSError: EINVAL: the view is no shared mapping."""
-        # An old size of 0 makes a second mapping of the same pages; only shared mappings have such.
-        there = self.address + at
-        if _mremap(self._shared + at, 0, size, _MREMAP_MAYMOVE_FIXED, there) == _FAILED:
-            raise _failure()
+        self._show(self._shared, at, size)
 
     def close(self) -> None:
         """Gives the addresses back."""
         if self.address:
             _munmap(self.address, self.size)
             self.address = 0
+
+    def _show(self, base: int, at: int, size: int) -> None:
+        # An old size of 0 makes a second mapping of the same pages; only shared mappings have such.
+        if _mremap(base + at, 0, size, _MREMAP_MAYMOVE_FIXED, self.address + at) == _FAILED:
+            raise _failure()
+
+
+class FileWindow(Window):
+    """One whose private memory lies in a file, of which the window has a descriptor of its own.
+
+    Args:
+        size: Bytes, whole pages.
+        fd: What holds the private memory.
+        offset: Byte in it that belongs to the first byte here.
+        shared: Address of the shared view.
+    """
+
+    def __init__(self, size: int, fd: int, offset: int, shared: int) -> None:
+        super().__init__(size, shared)
+        self._fd = os.dup(fd)
+        self._offset = offset
+
+    def show_private(self, at: int, size: int) -> None:
+        """Maps the file."""
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        if _mmap(self.address + at, size, _READ_WRITE, flags, self._fd, self._offset + at) == _FAILED:
+            raise _failure()
+
+    def close(self) -> None:
+        """Closes the descriptor too."""
+        if self.address:
             os.close(self._fd)
+        super().close()
 
 
-class _Slot:
-    """A slot of the real VM; without a window it is the caller's memory itself."""
+class OwnWindow(Window):
+    """One with private memory of its own, which takes room only where it is written.
 
-    __slots__ = ("end", "gfn", "window")
+    Attributes:
+        private: Where that lies.
+    """
 
-    def __init__(self, gfn: int, pages: int, window: Window | None) -> None:
-        self.gfn = gfn
-        self.end = gfn + pages
+    def __init__(self, size: int, shared: int) -> None:
+        super().__init__(size, shared)
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        private = _mmap(None, size, _READ_WRITE, flags, -1, 0)
+        if private == _FAILED:
+            error = _failure()
+            super().close()
+            raise error
+        self.private: int = private
+
+    def show_private(self, at: int, size: int) -> None:
+        """Maps it a second time."""
+        self._show(self.private, at, size)
+
+    def close(self) -> None:
+        """Gives that memory back too."""
+        if self.address:
+            _munmap(self.private, self.size)
+        super().close()
+
+
+class Slot:
+    """A slot of the real VM; without a window it is the caller's memory itself.
+
+    Attributes:
+        region: As the caller made it.
+        gfn: Its first frame.
+        end: The frame after its last.
+        window: What the real VM has in place of the caller's memory.
+    """
+
+    __slots__ = ("end", "gfn", "region", "window")
+
+    def __init__(self, region: kvm.UserMemoryRegion2, window: Window | None) -> None:
+        self.region = region
+        self.gfn = region.guest_phys_addr // PAGE
+        self.end = self.gfn + region.memory_size // PAGE
         self.window = window
 
 
@@ -105,7 +163,7 @@ class OverlayMemory:
     def __init__(self, kernel: LinuxKernel, vm_fd: int) -> None:
         self._kernel = kernel
         self._vm_fd = vm_fd
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._private = FrameSet()
 
     def set_region(self, region: kvm.UserMemoryRegion2, memory_fd: int) -> None:
@@ -119,21 +177,63 @@ class OverlayMemory:
             slot = self._slots.pop(region.slot)
             if slot.window is not None:
                 slot.window.close()
+            if isinstance(slot.window, OwnWindow):
+                self._private.remove(slot.gfn, slot.end)
             return
-        gfn, pages = region.guest_phys_addr // PAGE, region.memory_size // PAGE
-        window, flags, address = None, region.flags, region.userspace_addr
+        window: Window | None = None
+        flags, address = region.flags, region.userspace_addr
+        before = self._slots.get(region.slot)
         if memory_fd >= 0:
-            window = Window(region.memory_size, memory_fd, region.guest_memfd_offset, region.userspace_addr)
+            window = FileWindow(region.memory_size, memory_fd, region.guest_memfd_offset, region.userspace_addr)
             flags, address = 0, window.address
-        slot = _Slot(gfn, pages, window)
+        elif before is not None and before.window is not None:
+            window, address = before.window, before.window.address
+        slot = Slot(region, window)
         try:
-            self._show(slot, gfn, slot.end)
+            self._show(slot, slot.gfn, slot.end)
             self._set(kvm.UserMemoryRegion(region.slot, flags, region.guest_phys_addr, region.memory_size, address))
         except BaseException:
-            if window is not None:
+            if window is not None and before is None:
                 window.close()
             raise
         self._slots[region.slot] = slot
+
+    def slots(self) -> list[Slot]:
+        """The slots that there are."""
+        return list(self._slots.values())
+
+    def private_run(self, gfn: int, most: int) -> int:
+        """How many frames from `gfn` on, at most so many, are private."""
+        return self._private.run(gfn, most)
+
+    def give_window(self, slot: Slot) -> OwnWindow:
+        """The window of a slot whose private memory is this process's own; made if there is none, all shared.
+
+        The real VM's slot is made anew then: nothing may run meanwhile. Raises OSError: EINVAL: its memory is no
+        shared mapping.
+        """
+        if isinstance(slot.window, OwnWindow):
+            return slot.window
+        region = slot.region
+        window = OwnWindow(region.memory_size, region.userspace_addr)
+        try:
+            window.show_shared(0, region.memory_size)
+            self._set(kvm.UserMemoryRegion(region.slot, 0, 0, 0, 0))
+            self._set(
+                kvm.UserMemoryRegion(
+                    region.slot, region.flags, region.guest_phys_addr, region.memory_size, window.address
+                )
+            )
+        except BaseException:
+            window.close()
+            raise
+        slot.window = window
+        return window
+
+    def change(self, slot: Slot, first: int, end: int, *, private: bool) -> None:
+        """Frames of a slot with a window become private or shared. Raises OSError if they cannot be mapped so."""
+        (self._private.add if private else self._private.remove)(first, end)
+        self._show(slot, first, end)
 
     def set_attributes(self, request: kvm.MemoryAttributes) -> None:
         """Pages become private or shared. Raises OSError if they cannot be mapped so."""
@@ -150,7 +250,7 @@ class OverlayMemory:
                 slot.window.close()
         self._slots.clear()
 
-    def _show(self, slot: _Slot, first: int, end: int) -> None:
+    def _show(self, slot: Slot, first: int, end: int) -> None:
         """Maps the frames first to end - 1 as they are now: runs of private and of shared ones."""
         window = slot.window
         while window is not None and first < end:

@@ -1,0 +1,245 @@
+"""SEV and SEV-ES guests that run on a real VM below the model.
+
+What the model encrypts lies encrypted in the caller's memory, where the host sees it; the real processor cannot decrypt
+it. So the pages that a command has encrypted are private: the real VM has them in memory of its own, in plain, at the
+same guest addresses, and all others are the caller's memory. What the guest writes there stays there. DBG_DECRYPT and
+SEND_UPDATE_DATA see the pages as the guest left them, encrypted for the purpose, so that the firmware's refusals hold.
+
+A guest that asks for a change of pages between private and shared (KVM_HC_MAP_GPA_RANGE) gets it: its C-bit is that
+hypercall, for the real VM has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from dataclasses import replace
+
+from sev.abi import kvm, kvm_sev
+from sev.abi import kvm_sev_legacy as abi
+from sev.errors import SevError
+from sevd.simulator.control_memory import COPY, OPEN, SEAL
+from sevd.simulator.guest_memory import PAGE
+from sevd.simulator.memory_cipher import BLOCK
+from sevd.simulator.overlay_memory import OverlayMemory, OwnWindow, Slot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeVar
+
+    from sev.abi.record import Record
+    from sevd.simulator.overlay import OverlayKernel
+
+    T = TypeVar("T", bound=Record)
+
+FINISHES = frozenset({kvm_sev.LAUNCH_FINISH, kvm_sev.RECEIVE_FINISH})
+_FILLS: dict[int, type[abi.LaunchUpdateData | abi.LaunchSecret | abi.ReceiveUpdateData | abi.Debug]] = {
+    kvm_sev.LAUNCH_UPDATE_DATA: abi.LaunchUpdateData,
+    kvm_sev.LAUNCH_SECRET: abi.LaunchSecret,
+    kvm_sev.RECEIVE_UPDATE_DATA: abi.ReceiveUpdateData,
+    kvm_sev.DBG_ENCRYPT: abi.Debug,
+}
+COMMANDS = frozenset({*_FILLS, *FINISHES, kvm_sev.DBG_DECRYPT, kvm_sev.SEND_UPDATE_DATA})
+"""Ids that mean something to the real VM."""
+
+
+class SevOverlay:
+    """The memory of one guest, for the model and for the real VM.
+
+    Args:
+        kernel: The process.
+        fd: The model's VM.
+        memory: The real one's slots.
+    """
+
+    def __init__(self, kernel: OverlayKernel, fd: int, memory: OverlayMemory) -> None:
+        self._kernel = kernel
+        self._fd = fd
+        self._memory = memory
+        self._scratch = 0
+        self._page: mmap.mmap | None = None
+        self._ranges: list[tuple[int, int]] = []
+
+    def command(self, number: int, argument: int) -> int:
+        """One of COMMANDS. Raises OSError, the model's, or the real kernel's where the pages cannot be mapped."""
+        memory = self._kernel.memory
+        data = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size())).data
+        if number in FINISHES:
+            result = self._model(argument)
+            for slot in self._memory.slots():
+                with contextlib.suppress(OSError):  # memory that is no shared mapping, and holds nothing private
+                    self._memory.give_window(slot)
+            return result
+        try:
+            if number == kvm_sev.DBG_DECRYPT:
+                return self._decrypt(self._read(abi.Debug, data), argument)
+            if number == kvm_sev.SEND_UPDATE_DATA:
+                return self._send(self._read(abi.SendUpdateData, data), argument)
+            address, size = self._filled(number, data)
+            if number == kvm_sev.DBG_ENCRYPT:
+                self._renew(address, size)
+        except (_Unknown, SevError):
+            return self._model(argument)  # which says what is wrong
+        result = self._model(argument)
+        self._ranges.append((address, size))
+        self._take(address, size)
+        return result
+
+    def adopt(self, number: int) -> None:
+        """A slot was made: memory in it that was encrypted before is private. Raises OSError."""
+        for slot in self._memory.slots():
+            if slot.region.slot == number and slot.window is None:
+                for address, size in self._ranges:
+                    self._take(address, size, slot)
+
+    def convert(self, gpa: int, pages: int, *, private: bool) -> None:
+        """The guest's pages become private or shared, and keep their contents. Raises OSError."""
+        first, end = gpa // PAGE, gpa // PAGE + pages
+        for slot in self._memory.slots():
+            low, high = max(first, slot.gfn), min(end, slot.end)
+            while low < high:
+                run = self._memory.private_run(low, high - low)
+                count = run or self._gap(low, high)
+                if bool(run) != private:
+                    self._turn(slot, low, count, private=private)
+                low += count
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        page, self._page = self._page, None
+        if page is not None:
+            self._kernel.memory.release(self._scratch)
+            page.close()
+
+    # Commands that put something into the guest.
+
+    def _filled(self, number: int, data: int) -> tuple[int, int]:
+        """(address, bytes) of guest memory that a command fills, to multiples of 16."""
+        request = self._read(_FILLS[number], data)
+        if isinstance(request, abi.LaunchUpdateData):
+            address, size = request.uaddr, request.len
+        elif isinstance(request, abi.Debug):
+            address, size = request.dst_uaddr, request.len
+        else:
+            address, size = request.guest_uaddr, request.guest_len
+        first = address - address % BLOCK
+        return first, address + size - first + -(address + size) % BLOCK
+
+    def _take(self, address: int, size: int, only: Slot | None = None) -> None:
+        """What lies encrypted in the caller's memory is the guest's private memory from now on, in all slots or one."""
+        for slot, start, length in self._parts(address, size):
+            if only not in (None, slot):
+                continue
+            window = self._memory.give_window(slot)
+            base = slot.region.userspace_addr
+            first, end = (start - base) // PAGE, (start - base + length - 1) // PAGE + 1
+            for edge in {first, end - 1}:
+                whole = start <= base + edge * PAGE and base + (edge + 1) * PAGE <= start + length
+                if not whole and not self._memory.private_run(slot.gfn + edge, 1):
+                    self._move(COPY, base + edge * PAGE, window.private + edge * PAGE, PAGE)
+            self._move(OPEN, start, window.private + start - base, length)
+            self._memory.change(slot, slot.gfn + first, slot.gfn + end, private=True)
+
+    def _renew(self, address: int, size: int) -> None:
+        """Has the caller's memory show, encrypted, what the guest has in pages that are private."""
+        for slot, start, length in self._parts(address, size):
+            base = slot.region.userspace_addr
+            for page in range((start - base) // PAGE, (start - base + length - 1) // PAGE + 1):
+                if isinstance(slot.window, OwnWindow) and self._memory.private_run(slot.gfn + page, 1):
+                    self._move(SEAL, slot.window.private + page * PAGE, base + page * PAGE, PAGE)
+
+    # Commands that look at the guest.
+
+    def _decrypt(self, request: abi.Debug, argument: int) -> int:
+        if not request.src_uaddr or not request.dst_uaddr or request.src_uaddr + request.len >= 1 << 64:
+            raise _Unknown
+        source, target, left = request.src_uaddr, request.dst_uaddr, request.len
+        result = 0
+        if not left:
+            raise _Unknown
+        while left:
+            size = min(PAGE - source % PAGE, left)
+            piece = abi.Debug(self._sealed(source), target, size)
+            result = self._issue(argument, piece)
+            source, target, left = source + size, target + size, left - size
+        return result
+
+    def _send(self, request: abi.SendUpdateData, argument: int) -> int:
+        whole = request.hdr_len and request.trans_len and request.guest_uaddr
+        if not whole or request.guest_uaddr % PAGE + request.guest_len > PAGE:
+            raise _Unknown
+        return self._issue(argument, replace(request, guest_uaddr=self._sealed(request.guest_uaddr)))
+
+    def _sealed(self, address: int) -> int:
+        """Where a page of the guest's lies as it is now, encrypted: in memory of its own; the address of the byte."""
+        for slot, start, _ in self._parts(address, 1):
+            base = slot.region.userspace_addr
+            page = (start - base) // PAGE
+            plain = base
+            if isinstance(slot.window, OwnWindow) and self._memory.private_run(slot.gfn + page, 1):
+                plain = slot.window.private
+            if self._page is None:
+                self._page = mmap.mmap(-1, PAGE)
+                self._scratch = self._kernel.memory.place(memoryview(self._page))
+            self._move(SEAL, plain + page * PAGE, self._scratch, PAGE)
+            return self._scratch + address % PAGE
+        return address
+
+    def _read(self, form: type[T], address: int) -> T:
+        try:
+            return form.decode(self._kernel.memory.read(address, form.size()))
+        except OSError:
+            raise _Unknown from None
+
+    def _issue(self, argument: int, request: Record) -> int:
+        """The caller's command with another structure; the status goes to the caller's envelope."""
+        memory = self._kernel.memory
+        command = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size()))
+        data = memory.place(request.encode())
+        envelope = memory.place(replace(command, data=data).encode())
+        try:
+            return self._model(envelope)
+        finally:
+            after = kvm_sev.SevCmd.decode(memory.read(envelope, kvm_sev.SevCmd.size()))
+            memory.write(argument, replace(command, error=after.error).encode())
+            memory.release(envelope)
+            memory.release(data)
+
+    # Small things.
+
+    def _turn(self, slot: Slot, gfn: int, count: int, *, private: bool) -> None:
+        window = self._memory.give_window(slot)
+        here = slot.region.userspace_addr + (gfn - slot.gfn) * PAGE
+        own = window.private + (gfn - slot.gfn) * PAGE
+        if private:
+            self._move(COPY, here, own, count * PAGE)
+            self._memory.change(slot, gfn, gfn + count, private=True)
+            self._move(SEAL, own, here, count * PAGE)
+        else:
+            self._move(COPY, own, here, count * PAGE)
+            self._memory.change(slot, gfn, gfn + count, private=False)
+
+    def _gap(self, gfn: int, end: int) -> int:
+        count = 1
+        while gfn + count < end and not self._memory.private_run(gfn + count, 1):
+            count += 1
+        return count
+
+    def _parts(self, address: int, size: int) -> Iterator[tuple[Slot, int, int]]:
+        """(slot, address, bytes) of what a range of the caller's memory has in slots."""
+        for slot in self._memory.slots():
+            start = max(address, slot.region.userspace_addr)
+            end = min(address + size, slot.region.userspace_addr + slot.region.memory_size)
+            if start < end:
+                yield slot, start, end - start
+
+    def _move(self, change: str, source: int, target: int, size: int) -> None:
+        self._kernel.control.transfer(self._fd, change, source, target, size)
+
+    def _model(self, argument: int) -> int:
+        return self._kernel.model(self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, argument)
+
+
+class _Unknown(Exception):
+    """The command is not one that goes through: the model refuses it."""
