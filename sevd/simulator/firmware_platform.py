@@ -64,9 +64,9 @@ class Platform:
         self.version = _version(document, self._path, "version")
         self.committed_version = _version(document, self._path, "committed_version")
         self.committed_tcb = store.hex_field(document, self._path, "committed_tcb", 8)
-        self._configured_tcb = store.hex_field(document, self._path, "configured_tcb", 8)
-        self.mask_chip_id = document.get("mask_chip_id") is True
-        self.mask_chip_key = document.get("mask_chip_key") is True
+        # What SNP_CONFIG set is not kept over a reset: whoever wants it sets it again.
+        self._configured_tcb = bytes(8)
+        self.mask_chip_id = self.mask_chip_key = False
         self.release = versions.release(product, self.version)
         self.state = UNINIT
         self.legacy = LegacyPlatform(self, directory, entropy)
@@ -98,9 +98,6 @@ class Platform:
             "version": list(version),
             "committed_version": list(version),
             "committed_tcb": tcb.hex(),
-            "configured_tcb": bytes(8).hex(),
-            "mask_chip_id": False,
-            "mask_chip_key": False,
         }
         store.write_document(directory / FILE, document)
 
@@ -345,9 +342,6 @@ class Platform:
             "version": list(self.version),
             "committed_version": list(self.committed_version),
             "committed_tcb": self.committed_tcb.hex(),
-            "configured_tcb": self._configured_tcb.hex(),
-            "mask_chip_id": self.mask_chip_id,
-            "mask_chip_key": self.mask_chip_key,
         }
         store.write_document(self._path, document)
 
