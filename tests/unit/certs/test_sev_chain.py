@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sev.abi import sev_certificate as abi
-from sev.abi.sev_certificate import SevCertificate
-from sev.certs import sev_chain, sev_signatures
+from sev.abi.sev_certificate import SevCertificate, Signature
+from sev.certs import amd_sev_roots, sev_chain, sev_signatures
 from sev.certs.errors import RootsUnusable
 from sev.certs.sev_chain import ChainIncomplete, ChainInvalid, SevChain
 from sev.certs.sev_roots import SevRoots
-from sev.errors import MalformedInput
+from sev.errors import MalformedInput, UsageError
 from tests.support.data import DATA
 
 NAPLES = DATA / "legacy" / "naples"
@@ -63,6 +64,32 @@ def test_every_line_has_an_ark_and_an_ask() -> None:
     assert len(amd.arks) == len(amd.asks) == 5
     assert {amd.product[one.modulus] for one in amd.arks} == {"naples", "rome", "milan", "genoa", "turin"}
     assert [one.certifying_id for one in amd.asks] == [one.key_id for one in amd.arks]
+
+
+@pytest.mark.parametrize("product", ["naples", "rome", "milan", "genoa", "turin"])
+def test_amds_files_are_made_again_byte_for_byte(product: str) -> None:
+    digests = {(name, kind): sha256 for name, kind, _, sha256 in amd_sev_roots.IDENTIFIERS}
+    ask, ark = SevRoots.amd_files(product)
+    for one in (ask, ark):
+        assert hashlib.sha256(one.encode()).hexdigest() == digests[product, one.name.lower()]
+        sev_signatures.verify_authority(one, ark)
+    with pytest.raises(UsageError, match="no SEV authorities of 'venice'"):
+        SevRoots.amd_files("venice")
+
+
+def test_a_signed_cek_is_of_the_key_that_the_chip_exports() -> None:
+    signed = FILES["cek"]
+    bare = SevCertificate.read(signed).signed(1, Signature())
+    exported = bytearray(bare.encode())
+    exported[4:6] = b"\x01\x37"  # a platform writes its own API version
+    assert sev_chain.same_cek(signed, bytes(exported)).encode() == signed
+    exported[0x20] ^= 1
+    with pytest.raises(sev_chain.WrongCek, match="not the one that this chip exports"):
+        sev_chain.same_cek(signed, bytes(exported))
+    with pytest.raises(sev_chain.WrongCek, match="a certificate of PEK"):
+        sev_chain.same_cek(FILES["pek"], signed)
+    with pytest.raises(MalformedInput):
+        sev_chain.same_cek(signed[:-1], signed)
 
 
 def test_other_roots_do_not_reach() -> None:
