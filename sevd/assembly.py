@@ -34,6 +34,7 @@ from sevd.api.server import Server, ServerLimits
 from sevd.api.sev_platform import SevPlatformSkin
 from sevd.api.simulator import NoSimulatorSkin, SimulatorSkin
 from sevd.api.snp_platform import SnpPlatformSkin
+from sevd.api.withheld import WithheldSkin
 from sevd.appearing import PAUSE_SECONDS, Appearing
 from sevd.audit import Audit
 from sevd.config import Settings
@@ -102,6 +103,7 @@ class Assembly:
             ),
             simulated=parts.simulated,
             plain=settings.plain_guests,
+            technologies=settings.technologies,
             missing=lambda: parts.missing,
             changed=self._changed,
             quiet=quiet,
@@ -231,6 +233,11 @@ class Assembly:
             "EndorsementService": EndorsementSkin(self._endorsements),
             "SimulatorService": simulator,
         }
+        offered = self._settings.technologies
+        if "snp" not in offered:
+            skins["SnpPlatformService"] = WithheldSkin("snp")
+        if not {"sev", "sev-es"} & set(offered):
+            skins["SevPlatformService"] = WithheldSkin("sev")
         return {services[name]: skin for name, skin in skins.items()}
 
     def _end_streams(self) -> Iterable[asyncio.Future[None]]:
@@ -263,7 +270,9 @@ class Assembly:
 
     def _facts(self, facts: HostFacts) -> HostFacts:
         with closing(self.parts.host_reader()) as reader:
-            return replace(facts, offers=kernel_facts(reader))
+            offered = {"sev-snp" if name == "snp" else name for name in self._settings.technologies}
+            here = tuple(name for name in facts.technologies if name in offered)
+            return replace(facts, offers=kernel_facts(reader), technologies=here)
 
     def _look_again(self) -> HostFacts:
         """Runs on a thread."""

@@ -17,8 +17,11 @@ from sev.records import record, replace
 CONFIG_BYTES = 1 << 20
 """Largest configuration file."""
 
-PRODUCTS = ("milan", "genoa", "turin")
+PRODUCTS = ("naples", "rome", "milan", "genoa", "turin")
 """Processor lines that can be simulated."""
+
+TECHNOLOGIES = ("sev", "sev-es", "snp")
+"""What a daemon can offer."""
 
 
 @record
@@ -35,6 +38,7 @@ class Settings:
     log_level: str = "info"
     sev_device: Path = Path("/dev/sev")
     kvm_device: Path = Path("/dev/kvm")
+    technologies: tuple[str, ...] = TECHNOLOGIES
     plain_guests: bool = False
     simulate: str = ""
     simulator: Path | None = None
@@ -76,7 +80,7 @@ class Setting:
         risk: What goes wrong with a bad value.
         least: Smallest number.
         most: Largest number.
-        words: The texts that are possible; none given: any.
+        words: The texts that are possible, or that a list of texts may have; none given: any.
         live: A reload applies it; otherwise it takes a restart.
     """
 
@@ -118,6 +122,9 @@ SETTINGS: tuple[Setting, ...] = (
             "Debug lines name guests and callers.", words=("debug", "info", "warning", "error"), live=True),
     Setting("devices.sev", "sev_device", "path", "The SEV device.", "The daemon issues ioctls to whatever this is."),
     Setting("devices.kvm", "kvm_device", "path", "The KVM device.", "The daemon issues ioctls to whatever this is."),
+    Setting("guests.technologies", "technologies", "texts", "What is offered, of what the host has: guests of these "
+            "technologies, and their platform.", "A technology that is left out is refused to everybody, admins "
+            "included.", words=TECHNOLOGIES),
     Setting("guests.plain", "plain_guests", "switch", "Admit plain guests: ordinary VMs, for machines without SEV.",
             "Nothing protects them from this host, and the caller asks for it by name alone."),
     Setting("simulation.directory", "simulator", "path", "Use a running sevd-simulator through its files in this "
@@ -283,6 +290,9 @@ def _value(setting: Setting, value: object, source: str) -> object:
     if setting.kind == "texts":
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             raise UsageError(f"{where} is {value!r}, expected a list of texts", field=setting.name)
+        if setting.words and (not value or not set(value) <= set(setting.words)):
+            expected = ", ".join(repr(word) for word in setting.words)
+            raise UsageError(f"{where} is {value!r}, expected a list of some of {expected}", field=setting.name)
         return tuple(value)
     if not isinstance(value, str) or "\0" in value:
         raise UsageError(f"{where} is {value!r}, expected a text", field=setting.name)

@@ -33,7 +33,7 @@ def test_defaults_are_within_their_own_ranges() -> None:
         if one.kind == "number" and value is not None:
             assert one.least <= value <= one.most, one.name
         if one.words:
-            assert value in one.words, one.name
+            assert set(value if one.kind == "texts" else [value]) <= set(one.words), one.name
 
 
 def test_a_whole_file_is_read() -> None:
@@ -77,7 +77,11 @@ def test_a_whole_file_is_read() -> None:
         pytest.param('[daemon]\nsocket = "s"', "daemon.socket", "absolute path", id="relative path"),
         pytest.param('[daemon]\nsocket = ""', "daemon.socket", "absolute path", id="empty path"),
         pytest.param('[daemon]\nlog_level = "loud"', "daemon.log_level", "one of", id="unknown word"),
-        pytest.param('[simulation]\nproduct = "rome"', "simulation.product", "one of", id="unknown product"),
+        pytest.param('[simulation]\nproduct = "siena"', "simulation.product", "one of", id="unknown product"),
+        pytest.param(
+            '[guests]\ntechnologies = ["snp", "tdx"]', "guests.technologies", "some of", id="unknown technology"
+        ),
+        pytest.param("[guests]\ntechnologies = []", "guests.technologies", "some of", id="no technology"),
         pytest.param('[access]\nadmin_users = "root"', "access.admin_users", "list of texts", id="text for a list"),
         pytest.param("[access]\nadmin_users = [0]", "access.admin_users", "list of texts", id="number in a list"),
         pytest.param('[access]\nadmin_users = [""]', "access.admin_users", "list of texts", id="empty in a list"),
