@@ -38,6 +38,7 @@ def build_export(parser: ArgumentParser) -> None:
     parser.description = _EXPORT
     parser.add_argument("--out", required=True, metavar="FILE", help="where to write it; - for stdout")
     parser.add_argument("--full", action="store_true", help="with ASK and ARK behind it")
+    parser.add_argument("--ca-out", metavar="FILE", help="write ASK and ARK here too, as the file that AMD publishes")
     parser.add_argument("--cek", metavar="FILE", help="the signed CEK, fetched earlier (sev certs fetch cek)")
     parser.add_argument("--unsigned", action="store_true", help="as the firmware gives it: the CEK is not signed")
     parser.add_argument("--roots", metavar="FILE", help="trust this ARK instead of AMD's: a file of ASK and ARK")
@@ -46,8 +47,9 @@ def build_export(parser: ArgumentParser) -> None:
         parser,
         ("sev platform export --out chain.bin", "for guest owners"),
         ("sev platform export --out chain.bin --cek cek.cert", "on a host that cannot reach AMD's service"),
-        notes='JSON: {"file", "bytes", "certificates": names in order, "cek": "kds", "host", "file" or "firmware",\n'
-        '"verified", "product", "steps": [{"id", "result", "reason"}]}.',
+        ("sev platform export --out chain.bin --ca-out ca.cert", "with the file that sevctl verify --ca takes"),
+        notes='JSON: {"file", "ca_file", "bytes", "certificates": names in order, "cek": "kds", "host", "file" or\n'
+        '"firmware", "verified", "product", "steps": [{"id", "result", "reason"}]}.',
     )
     parser.set_defaults(run=_export)
 
@@ -56,8 +58,8 @@ def _export(args: Namespace, out: Output) -> int:
     from sev.cli.connection import connected
     from sev.cli.platform import confirmed_if_asked
 
-    if args.unsigned and (args.full or args.cek is not None or args.kds is not None):
-        raise UsageError("--unsigned is the export without any signed CEK; leave --full, --cek and --kds out")
+    if args.unsigned and (args.full or any(one is not None for one in (args.cek, args.kds, args.ca_out, args.roots))):
+        raise UsageError("--unsigned is the export without any signed CEK; leave the options about it out")
     if args.cek is not None and args.kds is not None:
         raise UsageError("--cek and --kds: the signed CEK comes from one place")
     with connected(args, out) as host:
@@ -70,9 +72,12 @@ def _export(args: Namespace, out: Output) -> int:
     own = platform.simulated and args.roots is None
     whom = "the simulator's own root, which nobody else trusts" if own else verified.steps[-1].reason
     data = verified.chain.encode()
+    authorities = b"".join(_authorities(verified, roots)) if args.full or args.ca_out is not None else b""
     if args.full:
-        data += b"".join(_authorities(verified, roots))
+        data += authorities
         names += ["ASK", "ARK"]
+    if args.ca_out is not None:
+        out.write_file(args.ca_out, authorities)
     _end(args, out, data, names, origin, verified, whom)
     return 0
 
@@ -138,6 +143,7 @@ def _end(
         return
     document = {
         "file": args.out,
+        "ca_file": args.ca_out,
         "bytes": len(data),
         "certificates": names,
         "cek": origin,
@@ -146,4 +152,8 @@ def _end(
         "steps": [step.document() for step in verified.steps] if verified is not None else [],
     }
     state = f"verified up to {whom}" if verified is not None else "not verified: the CEK is unsigned"
-    out.result(document, f"wrote {args.out}: {', '.join(names)}; {state}")
+    out.result(document, f"wrote {args.out}: {', '.join(names)}; {state}" + _wrote(args.ca_out))
+
+
+def _wrote(path: str | None) -> str:
+    return f"\nwrote {path}: ASK, ARK" if path is not None else ""
