@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import mmap
 import os
@@ -19,7 +20,8 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING
 
-from sev.errors import RefusedError, UsageError
+from sev.errors import RefusedError, SevError, UsageError
+from sev.launch.memory import SEALS, layout
 from sevd.guests.port import Piece, SharedMemory
 from sevd.guests.sev_launch import Measured
 from sevd.worker import notes, wire
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 120.0
 """Seconds that a worker has for a step: longer than the slowest firmware command takes to be given up (100 s)."""
+
+ADOPT_SECONDS = 10.0
+"""Seconds that a worker of an earlier daemon has to hand its guest's memory over."""
 
 END_SECONDS = 120.0
 """Seconds that a worker has to be gone once it ended its guest: a terabyte of memory takes its time to be freed."""
@@ -78,6 +83,12 @@ class Worker:
                     "the guest's worker process is gone",
                     remedy="The guest is lost: delete it and create another one.",
                 ) from None
+
+    def ask(self, message: dict[str, object], *, seconds: float = ANSWER_SECONDS) -> dict[str, object]:
+        """One request whose answer has no descriptors: those that come all the same are closed. Raises as `call`."""
+        answer, fds = self.call(message, seconds=seconds)
+        wire.close_all(fds)
+        return answer
 
     def ended(self, seconds: float) -> bool:
         """Whether the process ends within so many seconds."""
@@ -154,7 +165,7 @@ class WorkerMachine:
             try:
                 with _bound(folder) as listener:
                     request: dict[str, object] = {"op": "create", "card": notes.card_document(card)}
-                    self._take(*self._worker.call(request, (listener.fileno(), folder)))
+                    self._take(card, *self._worker.call(request, (listener.fileno(), folder)))
             finally:
                 os.close(folder)
         except BaseException:
@@ -163,9 +174,9 @@ class WorkerMachine:
         finally:
             self._created()
 
-    def adopt(self) -> None:
+    def adopt(self, card: Card) -> None:
         """Takes the machine of a worker over that has its guest already. Raises SevError."""
-        self._take(*self._worker.call({"op": "memory"}))
+        self._take(card, *self._worker.call({"op": "memory"}, seconds=ADOPT_SECONDS))
 
     def memory(self, gpa: int, size: int) -> memoryview:
         """The writable bytes of an address range. Raises UsageError outside of memory."""
@@ -182,37 +193,37 @@ class WorkerMachine:
     def start(self, policy: int, gosvw: bytes, certificate: bytes = b"", session: bytes = b"") -> None:
         """LAUNCH_START."""
         owner: dict[str, object] = {"certificate": certificate.hex(), "session": session.hex()}
-        self._worker.call({"op": "start", "policy": policy, "gosvw": gosvw.hex(), **owner})
+        self._worker.ask({"op": "start", "policy": policy, "gosvw": gosvw.hex(), **owner})
 
     def update(self, gpa: int, size: int, page_type: int) -> None:
         """LAUNCH_UPDATE of whole pages of one type, or of a run of bytes."""
-        self._worker.call({"op": "update", "gpa": gpa, "size": size, "page_type": page_type})
+        self._worker.ask({"op": "update", "gpa": gpa, "size": size, "page_type": page_type})
 
     def measure(self) -> Measured:
         """LAUNCH_MEASURE."""
-        answer, _ = self._worker.call({"op": "measure"})
+        answer = self._worker.ask({"op": "measure"})
         return Measured(wire.octets(answer, "measurement"), wire.octets(answer, "digest"))
 
     def secret(self, gpa: int, header: bytes, payload: bytes) -> None:
         """LAUNCH_SECRET."""
-        self._worker.call({"op": "secret", "gpa": gpa, "header": header.hex(), "payload": payload.hex()})
+        self._worker.ask({"op": "secret", "gpa": gpa, "header": header.hex(), "payload": payload.hex()})
 
     def attestation(self, mnonce: bytes) -> bytes:
         """GET_ATTESTATION_REPORT."""
-        return wire.octets(self._worker.call({"op": "attestation", "mnonce": mnonce.hex()})[0], "report")
+        return wire.octets(self._worker.ask({"op": "attestation", "mnonce": mnonce.hex()}), "report")
 
     def debug_read(self, gpa: int, size: int) -> bytes:
         """DBG_DECRYPT, so much at a time as fits in an answer."""
         out = bytearray()
         for at in range(0, size, DEBUG_BYTES):
             piece: dict[str, object] = {"gpa": gpa + at, "size": min(DEBUG_BYTES, size - at)}
-            out += wire.octets(self._worker.call({"op": "debug-read", **piece})[0], "data")
+            out += wire.octets(self._worker.ask({"op": "debug-read", **piece}), "data")
         return bytes(out)
 
     def debug_write(self, gpa: int, data: bytes) -> None:
         """DBG_ENCRYPT."""
         for at in range(0, len(data), DEBUG_BYTES):
-            self._worker.call({"op": "debug-write", "gpa": gpa + at, "data": data[at : at + DEBUG_BYTES].hex()})
+            self._worker.ask({"op": "debug-write", "gpa": gpa + at, "data": data[at : at + DEBUG_BYTES].hex()})
 
     def finish(self, finish: Finish) -> bytes:
         """LAUNCH_FINISH; answers the launch digest."""
@@ -224,17 +235,17 @@ class WorkerMachine:
             "vcek_disabled": finish.vcek_disabled,
             "host_data": finish.host_data.hex(),
         }
-        return wire.octets(self._worker.call(request)[0], "digest")
+        return wire.octets(self._worker.ask(request), "digest")
 
     def report(self, report_data: bytes, vmpl: int, key_selection: int) -> bytes:
         """Plays the guest: MSG_REPORT_REQ."""
         request: dict[str, object] = {"op": "report", "report_data": report_data.hex(), "vmpl": vmpl}
         request["key_selection"] = key_selection
-        return wire.octets(self._worker.call(request)[0], "report")
+        return wire.octets(self._worker.ask(request), "report")
 
     def key(self, request: KeyRequest) -> bytes:
         """Plays the guest: MSG_KEY_REQ."""
-        return wire.octets(self._worker.call({"op": "key", **request._asdict()})[0], "key")
+        return wire.octets(self._worker.ask({"op": "key", **request._asdict()}), "key")
 
     def run_connection(self) -> socket.socket:
         """A connection that runs vCPUs (sevd.worker.vcpus)."""
@@ -262,7 +273,7 @@ class WorkerMachine:
         with contextlib.suppress(OSError):
             os.unlink(self._folder / CARD)
         with contextlib.suppress(RefusedError):
-            worker.call({"op": "end"})
+            worker.ask({"op": "end"})
         if not worker.ended(END_SECONDS):
             log.error("the worker process %d does not end its guest: it is killed", worker.pid)
             worker.kill()
@@ -274,14 +285,25 @@ class WorkerMachine:
         self._closed = True
         self._let_go()
 
-    def _take(self, answer: dict[str, object], fds: list[int]) -> None:
-        """Maps the memory that a worker handed over."""
-        if len(fds) != 1:
+    def _take(self, card: Card, answer: dict[str, object], fds: list[int]) -> None:
+        """Maps the memory that a worker handed over, once it is sure that nobody can cut it off under this process."""
+        try:
+            wanted = layout(card.request.memory_bytes, card.request.firmware_bytes)
+            good = len(fds) == 1 and wire.runs(answer, "layout", 3) == wanted
+            good = good and fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & SEALS == SEALS
+            good = good and os.fstat(fds[0]).st_size >= sum(size for _, size, _ in wanted)
+            asid = wire.whole(answer, "asid")
+        except OSError:
+            good = False  # no memfd at all
+        except SevError:
             wire.close_all(fds)
-            raise RefusedError("the guest's worker handed no memory over")
-        pieces = tuple(Piece(*run) for run in wire.runs(answer, "layout", 3))
+            raise
+        if not good:
+            wire.close_all(fds)
+            raise RefusedError("the guest's worker handed over what is not the guest's memory")
+        self._asid = asid
+        pieces = tuple(Piece(*run) for run in wanted)
         self._memory = SharedMemory(fds[0], pieces)
-        self._asid = wire.whole(answer, "asid")
         for piece in pieces:
             pages = mmap.mmap(
                 fds[0], piece.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=piece.offset
@@ -329,9 +351,9 @@ def dial(folder: Path, role: str, seconds: float | None = None) -> socket.socket
         finally:
             os.close(directory)
         wire.send(sock, {"role": role})
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise RefusedError("the guest's worker process is gone") from None
+        raise RefusedError("the guest's worker process is gone", errno=error.errno) from None
     return sock
 
 

@@ -7,6 +7,7 @@ guest it has. A folder without the latter belongs to a guest that never came to 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sev.errors import RefusedError, SevError
+from sev.errors import InternalError, LimitReached, MalformedInput, RefusedError, SevError
 from sevd.guests.port import Found, GuestMachine, Progress
 from sevd.guests.worker_machine import Worker, WorkerMachine, dial
 from sevd.worker import notes, wire
@@ -38,6 +39,17 @@ ANSWER_SECONDS = 10.0
 """Seconds that a worker of an earlier daemon has to answer; one that does not is of no use any more."""
 
 _CARD_BYTES = 64 << 10
+
+DESCRIPTORS = 8
+"""Descriptors that must be free before a worker is looked for: without them its guest would be taken for lost."""
+
+_GONE = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTDIR, errno.ECONNRESET, errno.EPIPE})
+"""What connecting to the socket of a worker that has ended answers."""
+
+TAKEN_RUNS = 1 << 18
+"""Most separate address ranges that are believed to have been measured."""
+
+_FULL = "Raise LimitNOFILE= of the daemon's unit (ulimit -n): each guest takes about five descriptors."
 _CREDENTIALS = struct.Struct("=iII")
 
 log = logging.getLogger(__name__)
@@ -90,7 +102,10 @@ class Workers:
             if self._closed or self._spare is not None:
                 return
             future = self._spare = Future()
-        threading.Thread(target=self._start_spare, args=(future,), name="sevd-spare", daemon=True).start()
+        try:
+            threading.Thread(target=self._start_spare, args=(future,), name="sevd-spare", daemon=True).start()
+        except RuntimeError as error:  # no thread is to be had: the next guest starts its own
+            future.set_exception(LimitReached(f"no worker can be kept ready: {error}"))
 
     def watch(self, machine: GuestMachine, lost: Callable[[str], None]) -> None:
         """Calls `lost` if the machine's process ends without having been told."""
@@ -116,6 +131,9 @@ class Workers:
             future.set_result(self._start())
         except SevError as error:
             future.set_exception(error)
+        except Exception as error:  # whoever waits for it must hear of it
+            log.exception("no worker can be kept ready")
+            future.set_exception(InternalError(f"unexpected {type(error).__name__}"))
 
     def _ready(self, spare: Future[Worker] | None) -> Worker:
         if spare is not None:
@@ -129,27 +147,16 @@ class Workers:
 
     def _start(self) -> Worker:
         """A new worker, ready for its guest."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                child = subprocess.Popen(  # noqa: S603 # this very interpreter, and a number
-                    [sys.executable, "-I", "-m", self._module, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env={},
-                    cwd="/",
-                    start_new_session=True,
-                )
-            except OSError as error:
-                ours.close()
-                raise RefusedError(
-                    f"a worker process cannot be started: {os.strerror(error.errno or 0)}", errno=error.errno
-                ) from None
-        worker = Worker(ours, child.pid, os.pidfd_open(child.pid), child)
-        ours.settimeout(START_SECONDS)
         try:
-            wire.call(ours, self._settings)
+            worker = self._spawn()
+        except OSError as error:
+            what = f"a worker process cannot be started: {os.strerror(error.errno or 0)}"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise LimitReached(what, errno=error.errno, remedy=_FULL) from None
+            raise RefusedError(what, errno=error.errno) from None
+        worker.sock.settimeout(START_SECONDS)
+        try:
+            wire.close_all(wire.call(worker.sock, self._settings)[1])
         except OSError:
             worker.kill()
             reason = worker.reason()
@@ -162,12 +169,44 @@ class Workers:
             raise
         return worker
 
+    def _spawn(self) -> Worker:
+        """The process, and our end of its socket. Raises OSError; nothing is left then."""
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.callback(ours.close)
+            with theirs:
+                child = subprocess.Popen(  # noqa: S603 # this very interpreter, and a number
+                    [sys.executable, "-I", "-m", self._module, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
+            stack.callback(child.wait)  # it ends with our end of the socket, which is closed by then
+            stack.callback(child.kill)
+            pidfd = os.pidfd_open(child.pid)
+            stack.pop_all()
+            return Worker(ours, child.pid, pidfd, child)
+
     def _look(self, folder: Path) -> Found | None:
-        """The guest in a folder; None if there is none, and then the folder is gone."""
+        """The guest in a folder; None if there is none, and then the folder is gone.
+
+        What a worker says is checked: since its guest ran, it may not be ours any more. Whose guest it is stands in
+        the folder, where the worker itself can write nothing since then.
+
+        Raises:
+            LimitReached: This process has too few descriptors left to tell.
+        """
+        _check_room()
         try:
             sock = dial(folder, "command", ANSWER_SECONDS)
-        except RefusedError:
-            return self._left(folder)
+        except RefusedError as error:
+            if error.errno in _GONE:
+                return self._left(folder)
+            log.error("%s: the worker there cannot be asked, its guest is left alone: %s", folder, error.message)
+            return None
         pid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
         try:
             worker = Worker(sock, pid, os.pidfd_open(pid), None)
@@ -176,25 +215,27 @@ class Workers:
             return self._left(folder)
         machine = WorkerMachine(worker, folder)
         try:
-            answer, _ = worker.call({"op": "describe"}, seconds=ANSWER_SECONDS)
+            answer = worker.ask({"op": "describe"}, seconds=ANSWER_SECONDS)
+            card = notes.card_from(_document(folder))
             progress = notes.progress_from(wire.table(answer, "progress"), _taken(worker))
-            card = notes.card_from(wire.table(answer, "card"))
-            machine.adopt()
-        except SevError as error:
-            log.error("the worker process %d is of no use, it is killed: %s", pid, error.message)
+            machine.adopt(card)
+        except (OSError, ValueError, RecursionError, SevError) as error:
+            if isinstance(error, FileNotFoundError):
+                log.info("the worker process %d was to end with its guest: it is killed", pid)
+            else:
+                log.error("the worker process %d is of no use, it is killed: %s", pid, error)
             worker.kill()
             machine.leave()
-            return self._left(folder)
+            return self._left(folder, "its worker process was of no use any more, and was killed")
         return Found(card, progress, machine)
 
-    def _left(self, folder: Path) -> Found | None:
-        """What a worker that is gone left: its guest, if it had one."""
+    def _left(self, folder: Path, killed: str = "") -> Found | None:
+        """What a worker that is gone left: its guest, if it had one. `killed` says why it did not end by itself."""
         found: Found | None = None
         try:
-            with (folder / CARD).open("rb") as file:
-                document = json.loads(file.read(_CARD_BYTES))
+            document = _document(folder)
             same_boot = document.get("boot") == boot_id()
-            reason = (
+            reason = killed or (
                 "its worker process ended while no daemon watched it"
                 if same_boot
                 else "the machine was started again, and its guests ended"
@@ -208,14 +249,49 @@ class Workers:
         return found
 
 
+def _document(folder: Path) -> dict[str, object]:
+    """What was written about the guest of a folder. Raises OSError, ValueError, RecursionError, MalformedInput."""
+    with (folder / CARD).open("rb") as file:
+        document = json.loads(file.read(_CARD_BYTES))
+    if not isinstance(document, dict):
+        raise MalformedInput(f"{CARD} is no JSON object", field="card")
+    return document
+
+
+def _check_room() -> None:
+    """Raises LimitReached unless some descriptors are free."""
+    with contextlib.ExitStack() as held:
+        try:
+            for _ in range(DESCRIPTORS):
+                held.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise LimitReached(
+                f"the guests of an earlier daemon cannot be taken over: {os.strerror(error.errno or 0)}",
+                errno=error.errno,
+                remedy=_FULL,
+            ) from None
+
+
 def _taken(worker: Worker) -> tuple[tuple[int, int], ...]:
-    """All address ranges that updates took."""
+    """All address ranges that updates took.
+
+    Raises:
+        MalformedInput: They are not in order, or far too many.
+    """
     out: list[tuple[int, int]] = []
     more = True
     while more:
-        answer, _ = worker.call({"op": "taken", "from": out[-1][1] if out else 0}, seconds=ANSWER_SECONDS)
-        out += [(run[0], run[1]) for run in wire.runs(answer, "runs", 2)]
-        more = answer.get("more") is True
+        end = out[-1][1] if out else -1
+        answer = worker.ask({"op": "taken", "from": max(end, 0)}, seconds=ANSWER_SECONDS)
+        runs = wire.runs(answer, "runs", 2)
+        for first, last in runs:
+            if not end < first < last:
+                raise MalformedInput(f"runs: 0x{first:x} to 0x{last:x} after 0x{end:x}", field="runs")
+            out.append((first, last))
+            end = last
+        more = answer.get("more") is True and bool(runs)
+        if len(out) > TAKEN_RUNS:
+            raise MalformedInput(f"runs: more than {TAKEN_RUNS}", field="runs")
     return tuple(out)
 
 
