@@ -35,13 +35,13 @@ def card(guest_id: str = "guest-0001", **changes: object) -> Card:
 def workers(folder: Path, **changes: str) -> Iterator[Workers]:
     """Where machines come from; at the end no worker that was ours is left."""
     need_kvm()
-    settings = {"sev_path": "/nonexistent/sev", "kvm_path": "/dev/kvm", **changes}
-    made = Workers(folder, **settings)
+    paths = {"sev_path": "/nonexistent/sev", "kvm_path": "/dev/kvm", **changes}
+    made = Workers(folder, sev_path=paths["sev_path"], kvm_path=paths["kvm_path"])
     try:
         yield made
     finally:
         made.close()
-        for found in Workers(folder, **settings).find():
+        for found in Workers(folder, sev_path=paths["sev_path"], kvm_path=paths["kvm_path"]).find():
             assert isinstance(found.machine, WorkerMachine)
             found.machine.close()
 
