@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from sevd.simulator import Simulator
+from sevd.simulator import Simulator, kernel_era
 
 
 @cache
@@ -23,10 +23,12 @@ def template(product: str) -> Path:
 
 
 @contextmanager
-def simulated_host(directory: Path, product: str = "genoa", version: str | None = None) -> Iterator[Simulator]:
+def simulated_host(
+    directory: Path, product: str = "genoa", version: str | None = None, *, era: str = kernel_era.DEFAULT
+) -> Iterator[Simulator]:
     """A host of its own in `directory`."""
     shutil.copytree(template(product), directory, dirs_exist_ok=True)
-    simulator = Simulator.open(directory, product=product, firmware_version=version, seed=1)
+    simulator = Simulator.open(directory, product=product, firmware_version=version, seed=1, kernel_era_name=era)
     try:
         yield simulator
     finally:

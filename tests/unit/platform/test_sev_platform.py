@@ -86,8 +86,10 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(folder: Path, product: str = "genoa", *, quiet: Quiet | None = None) -> AsyncIterator[Rig]:
-    with simulated_host(folder / "host", product) as simulator:
+async def rig(
+    folder: Path, product: str = "genoa", *, quiet: Quiet | None = None, era: str = "C"
+) -> AsyncIterator[Rig]:
+    with simulated_host(folder / "host", product, era=era) as simulator:
         it = Rig(simulator, quiet or Quiet(wait_seconds=0.05))
         try:
             yield it
@@ -214,6 +216,33 @@ async def test_a_reset_and_what_comes_after_it(tmp_path: Path) -> None:
         with pytest.raises(FirmwareError) as refused:
             await _import(it.platform, Owner())
         assert refused.value.firmware_status == status.ALREADY_OWNED
+
+
+@pytest.mark.parametrize("era", ["A", "B", "B2", "C"])
+async def test_every_kernel_keeps_to_what_was_confirmed(tmp_path: Path, era: str) -> None:
+    """Whatever a kernel does after initialising SEV for a command, it was asked about, and told if it happened."""
+    async with rig(tmp_path, era=era) as it:
+        before = await it.pdh()
+        assert (await it.platform.reset(ROOT, True)).state is SevState.UNINIT
+        for _ in range(2):
+            with pytest.raises(ConfirmationMissing):
+                await it.platform.generate_pdh(ROOT)
+        assert await it.pdh(confirm=True) != before
+        found = await it.platform.status()
+        if era == "A":  # it stays initialised, and shuts nothing down
+            assert (found.state, found.snp_initialized) == (SevState.INIT, True)
+            assert "platform.snp_shut_down" not in it.kinds
+            await it.platform.generate_pdh(ROOT)
+        else:
+            assert found.state is SevState.UNINIT
+            await it.platform.generate_pdh(ROOT, confirm=True)
+        if era in ("B2", "C"):  # B initialises SNP to ask for its status, so it never says that SNP is down
+            assert "platform.snp_shut_down" in it.kinds
+            assert not found.snp_initialized
+        await _import(it.platform, Owner())
+        exported = await it.platform.export(ROOT, confirm=True)
+        rows = exported.pdh + exported.pek + exported.oca + exported.signed_cek
+        sev_chain.verify(sev_chain.SevChain.parse(rows), roots=SevRoots.of(exported.authorities))
 
 
 @pytest.mark.parametrize("caller", [VIEWER, LAUNCHER], ids=lambda caller: caller.role.text)
