@@ -218,6 +218,7 @@ def _read_guest(vm: Vm, process: Process, reply: Reply, source: int, target: int
 
 def _write_guest(vm: Vm, process: Process, reply: Reply, source: int, target: int, size: int) -> None:
     data = pin_page(process, source, size)
+    pin_page(process, target, size)
     first, end = target - target % BLOCK, target + size
     end += -end % BLOCK
     if (first, end) != (target, target + size):

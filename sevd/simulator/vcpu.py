@@ -46,7 +46,7 @@ class Vcpu:
         Raises:
             OSError: EINVAL: it is encrypted already, or a debug register is set.
         """
-        if self.protected or self.debug.dr7 != vcpu_state.DR7_RESET:
+        if self.protected or self.debug.dr7 & ~vcpu_state.DR7_RESET:
             fail(errno.EINVAL)
         state = vcpu_state.VcpuState(self.regs, self.sregs, self.fpu, self.debug, tuple(self.msrs))
         # A VM of the default type is an SEV-ES guest of the old kind, whose floating point state KVM forgets.

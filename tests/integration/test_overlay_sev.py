@@ -76,7 +76,7 @@ class Guest:
         digest = self.kernel.launch_digest(self.sev.vm_fd)
         if not self.es:
             assert digest == sha256(self.firmware).digest()
-        expected = measurement.Launch(digest, self.policy, *self.version[:2], self.version[7])
+        expected = measurement.Launch(digest, self.policy, self.version[0], self.version[1], self.version[7])
         measure = measurement.check(self.session.keys.tik, self.sev.measure(), expected)
         if packed:
             packet = secret.seal(self.session.keys, packed, measure)
