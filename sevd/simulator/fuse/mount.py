@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from sev.errors import KernelError, NotPermitted, RefusedError, SevError
+from sev.errors import DeviceMissing, KernelError, NotPermitted, SevError
 
 DEVICE = "/dev/fuse"
 FILE_SYSTEM = "fuse.sevd-simulator"
@@ -23,10 +23,9 @@ _MNT_DETACH = 2
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-class CannotServeFiles(RefusedError):
+class CannotServeFiles(DeviceMissing):
     """This machine has no FUSE."""
 
-    reason = "DEVICE_MISSING"
     default_remedy = (
         "Load the kernel module fuse (modprobe fuse); in a container, hand in /dev/fuse (--device /dev/fuse). "
         "Without it there is the simulator in the daemon's own process: sevd --simulate."
