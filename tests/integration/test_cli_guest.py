@@ -228,7 +228,7 @@ def test_firmware_that_is_none(daemon: Daemon, tmp_path: Path, what: str, code: 
         (("--vcpus", "0"), 2),
         (("--vcpu-type", "Pentium"), 2),
         (("--guest-features", "0"), 2),
-        (("--type", "sev"), 2),
+        (("--type", "tdx"), 2),
         (("--label", "x" * 65), 2),
         (("--vcpu-type", "EPYC-v4", "--vcpu-sig", "1"), 2),
     ],

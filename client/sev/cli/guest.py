@@ -33,16 +33,19 @@ asks for confirmation; --yes answers it.
 """
 
 _REPORT = """\
-Has the simulator play the guest and ask the firmware for an attestation report, as the
-guest's own kernel would, and writes the 1184 bytes. Simulated hosts only, and only your
-own guests.
+Writes an attestation report of a guest.
 
-On a real host the request travels encrypted with a key that only the guest has: run
-`sev attest report` inside the guest.
+Of an SNP guest: has the simulator play the guest and ask the firmware, as the guest's
+own kernel would, and writes the 1184 bytes. Simulated hosts only, and only your own
+guests. On a real host the request travels encrypted with a key that only the guest has:
+run `sev attest report` inside the guest.
+
+Of an SEV or SEV-ES guest: asks the platform, on any host, and writes the 208 bytes,
+which repeat a nonce (--mnonce).
 """
 
 _GUEST_JSON = "guest_id, type, state, owner, vcpu_count, memory_bytes, policy, launch_digest, asid,\n\
-create_time, failure, simulated, label, updated_pages, protected; what does not apply is null"
+create_time, failure, simulated, label, updated_pages, protected, measurement; what does not apply is null"
 
 
 def build(parser: ArgumentParser) -> None:
@@ -65,6 +68,9 @@ def build(parser: ArgumentParser) -> None:
     watch.add_argument("guest_id", metavar="ID", nargs="?", default="", help="only this guest")
     examples(watch, ("sev guest watch --json", "a line of JSON for every change"), notes=f"JSON Lines: {_GUEST_JSON}.")
     watch.set_defaults(run=_watch)
+    lazy(verbs.add_parser("measure", help="an SEV guest's measurement, for its owner"), _build_measure)
+    lazy(verbs.add_parser("inject", help="hand an SEV guest a secret of its owner"), _build_inject)
+    lazy(verbs.add_parser("finish", help="let a measured SEV guest go on"), _build_finish)
     lazy(verbs.add_parser("run", help="run a launched guest, show what it prints"), _build_run)
     lazy(verbs.add_parser("pause", help="halt a guest that runs"), _build_pause)
     delete = verbs.add_parser("delete", help="end a guest", description=_DELETE)
@@ -73,13 +79,31 @@ def build(parser: ArgumentParser) -> None:
         delete, ("sev guest delete snp-0f3a5c7e9b1d --yes", "without being asked"), notes='JSON: {"deleted": guest_id}.'
     )
     delete.set_defaults(run=_delete)
-    lazy(verbs.add_parser("report", help="an attestation report of a simulated guest"), _build_report)
+    lazy(verbs.add_parser("report", help="an attestation report of a guest"), _build_report)
 
 
 def _build_launch(parser: ArgumentParser) -> None:
     from sev.cli.guest_launch import build as build_launch
 
     build_launch(parser)
+
+
+def _build_measure(parser: ArgumentParser) -> None:
+    from sev.cli.guest_sev import build_measure
+
+    build_measure(parser)
+
+
+def _build_inject(parser: ArgumentParser) -> None:
+    from sev.cli.guest_sev import build_inject
+
+    build_inject(parser)
+
+
+def _build_finish(parser: ArgumentParser) -> None:
+    from sev.cli.guest_sev import build_finish
+
+    build_finish(parser)
 
 
 def _build_run(parser: ArgumentParser) -> None:
@@ -102,18 +126,25 @@ def _build_report(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--report-data",
         type=hex_bytes(maximum=64),
-        default=bytes(64),
         metavar="HEX",
-        help="what the report repeats, at most 64 bytes; shorter ones are padded with zeros",
+        help="what an SNP report repeats, at most 64 bytes; shorter ones are padded with zeros",
     )
-    parser.add_argument("--vmpl", type=integer(0, 3), default=0, metavar="N", help="VMPL shown, 0 to 3 (default 0)")
+    parser.add_argument("--vmpl", type=integer(0, 3), metavar="N", help="VMPL shown, 0 to 3 (default 0)")
+    parser.add_argument(
+        "--mnonce", type=hex_bytes(16), metavar="HEX", help="what an SEV report repeats, 16 bytes (default random)"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="where the report goes; - for stdout")
     parser.add_argument("--certs-out", metavar="DIR", help="also write the certificates that the host hands to guests")
     examples(
         parser,
         ("sev guest report snp-0f3a5c7e9b1d --report-data c0ffee --out report.bin", "a report that repeats a nonce"),
         ("sev report show report.bin", "read it"),
-        notes='JSON: {"guest_id", "report", "report_data", "vmpl", "certificates"}: files by what they hold.',
+        (
+            "sev guest report sev-0f3a5c7e9b1d --mnonce 00112233445566778899aabbccddeeff --out report.bin",
+            "of an SEV guest",
+        ),
+        notes='JSON: {"guest_id", "report", "report_data", "vmpl", "certificates"}: files by what they hold; of SEV\n'
+        'and SEV-ES guests {"guest_id", "report", "mnonce"}.',
     )
     parser.set_defaults(run=_report)
 
@@ -186,16 +217,24 @@ def _delete(args: Namespace, out: Output) -> int:
 
 def _report(args: Namespace, out: Output) -> int:
     from sev.cli.certificates import write_table
-    from sev.cli.connection import connected
+    from sev.cli.connection import connected, mark_simulated
+    from sev.cli.guest_sev import TYPES
+    from sev.errors import UsageError
 
-    data = args.report_data
-    if len(data) < 64:
-        out.note(f"sev: --report-data has {len(data)} bytes; padded with {64 - len(data)} zero bytes on the right")
-        data = data.ljust(64, b"\0")
     with connected(args, out, mark=False) as host:
-        answer = host.guest_report(args.guest_id, data, vmpl=args.vmpl)
-        from sev.cli.connection import mark_simulated
+        guest = host.guest(args.guest_id)
+        if guest.type in TYPES:
+            from sev.cli.guest_sev import report
 
+            mark_simulated(out, guest.simulated)
+            return report(args, host, guest, out)
+        if args.mnonce is not None:
+            raise UsageError("--mnonce: only reports of SEV and SEV-ES guests repeat one", field="--mnonce")
+        data, vmpl = bytes(64) if args.report_data is None else args.report_data, args.vmpl or 0
+        if len(data) < 64:
+            out.note(f"sev: --report-data has {len(data)} bytes; padded with {64 - len(data)} zero bytes on the right")
+            data = data.ljust(64, b"\0")
+        answer = host.guest_report(args.guest_id, data, vmpl=vmpl)
         mark_simulated(out, True)  # only a simulated host plays the guest
     written = write_table(out, args.certs_out, answer.certificate_table) if args.certs_out is not None else {}
     out.write_file(args.out, answer.report)
@@ -205,7 +244,7 @@ def _report(args: Namespace, out: Output) -> int:
         "guest_id": args.guest_id,
         "report": args.out,
         "report_data": data.hex(),
-        "vmpl": args.vmpl,
+        "vmpl": vmpl,
         "certificates": written,
     }
     names = "".join(f"\nwrote {path}" for path in written.values())
@@ -215,7 +254,8 @@ def _report(args: Namespace, out: Output) -> int:
 
 def text(guest: Guest) -> str:
     """A guest for people."""
-    from sev.abi.policy import SnpPolicy
+    from base64 import b64encode
+
     from sev.cli.tables import facts, size
     from sev.wire import rfc3339
 
@@ -229,10 +269,23 @@ def text(guest: Guest) -> str:
             ("label", guest.label),
             ("vCPUs", guest.vcpu_count),
             ("memory", size(guest.memory_bytes)),
-            ("policy", SnpPolicy(guest.policy) if guest.policy else None),
+            ("policy", _policy(guest)),
             ("ASID", guest.asid or None),
             ("measured", f"{guest.updated_pages} pages"),
             ("launch digest", guest.launch_digest.hex()),
+            ("measurement", b64encode(guest.measurement).decode()),
             ("created", rfc3339(guest.create_time)),
         )
     )
+
+
+def _policy(guest: Guest) -> object:
+    if not guest.policy:
+        return None
+    if guest.type in ("sev", "sev-es"):
+        from sev.abi.sev_policy import SevPolicy
+
+        return SevPolicy(guest.policy)
+    from sev.abi.policy import SnpPolicy
+
+    return SnpPolicy(guest.policy)

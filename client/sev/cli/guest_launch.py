@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from sev.guest_operations import Progress
 
 _ABOUT = """\
-Launches an SEV-SNP guest through the daemon: creates it, fills its memory, has the
-firmware measure it as QEMU would, and finishes the launch. Predicts the launch digest
-from the same options before (as `sev measure snp --vmm qemu` does) and compares the
-two. A launch that fails or is interrupted deletes the guest again.
+Launches a guest through the daemon, an SEV-SNP guest unless --type says otherwise:
+creates it, fills its memory, has the firmware measure it as QEMU would, and finishes the
+launch. Predicts the launch digest from the same options before (as `sev measure snp
+--vmm qemu` does) and compares the two. A launch that fails or is interrupted deletes the
+guest again.
 
 Needs no access to any device and no privilege but the daemon's permission.
 
 If the firmware measured something else than was predicted, the exit code is 3: what
 was launched is not what was asked for. The guest is kept and can be looked at.
+
+--type sev and --type sev-es launch guests of the older generations. What their owner
+made for this platform (sev session create) comes with --session; with --hold the guest
+waits after its measurement for the owner's secrets.
 
 --type plain launches an ordinary VM, for machines without SEV: nothing protects it and
 nothing is measured, so options that only a protected guest has are refused. The daemon
@@ -49,13 +54,19 @@ _STEPS = {
 
 def build(parser: ArgumentParser) -> None:
     """Adds the options."""
+    from sev.cli import guest_launch_sev
     from sev.cli.values import hex_bytes, integer, size
 
     parser.description = _ABOUT
     parser.add_argument(
-        "--type", choices=("snp", "plain"), default="snp", help="technology (default snp); plain: none, unprotected"
+        "--type",
+        choices=("snp", "sev-es", "sev", "plain"),
+        default="snp",
+        help="technology (default snp); plain: none, unprotected",
     )
-    parser.add_argument("--firmware", required=True, metavar="FILE", help="OVMF image with SEV metadata; - for stdin")
+    parser.add_argument(
+        "--firmware", required=True, metavar="FILE", help="OVMF image, for SNP with SEV metadata; - for stdin"
+    )
     parser.add_argument("--vcpus", type=integer(1, 4096), default=1, metavar="N", help="number of vCPUs (default 1)")
     cpu = parser.add_mutually_exclusive_group()
     cpu.add_argument("--vcpu-type", metavar="TYPE", help="CPU model as QEMU names it (default EPYC-v4)")
@@ -63,18 +74,27 @@ def build(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=size(4096), metavar="SIZE", help="memory (default 64MiB, or what the image's metadata needs)"
     )
-    parser.add_argument("--policy", default=None, metavar="POLICY", help="guest policy: a number or names (0x30000)")
+    parser.add_argument(
+        "--policy",
+        default=None,
+        metavar="POLICY",
+        help="guest policy: a number or names (default 0x30000; sev 0x1, sev-es 0x5)",
+    )
     parser.add_argument("--kernel", metavar="FILE", help="kernel for direct boot; its hash is measured")
     parser.add_argument("--initrd", metavar="FILE", help="initial RAM disk; needs --kernel")
     parser.add_argument("--append", metavar="TEXT", help="kernel command line; needs --kernel")
     parser.add_argument(
-        "--guest-features", type=integer(), default=1, metavar="N", help="SEV_FEATURES of the vCPUs (default 0x1)"
+        "--guest-features",
+        type=integer(),
+        metavar="N",
+        help="SEV_FEATURES of the vCPUs (default 0x1, sev-es 0)",
     )
     parser.add_argument("--host-data", type=hex_bytes(32), default=b"", metavar="HEX", help="32 bytes for reports")
     parser.add_argument("--id-block", metavar="FILE", help="ID block, binary or base64; needs --id-auth")
     parser.add_argument("--id-auth", metavar="FILE", help="ID authentication page, binary or base64")
     parser.add_argument("--vcek-disabled", action="store_true", help="the VCEK may not sign this guest's reports")
     parser.add_argument("--label", default="", metavar="TEXT", help="a label of yours, at most 64 characters")
+    guest_launch_sev.add_options(parser)
     examples(
         parser,
         ("sev guest launch --firmware OVMF.fd --vcpus 2 --vcpu-type EPYC-v4", "launch with the default policy"),
@@ -84,7 +104,12 @@ def build(parser: ArgumentParser) -> None:
         ),
         ("sev guest launch --type plain --firmware image.bin", "an ordinary VM, on any machine with KVM"),
         ("sev guest launch --firmware OVMF.fd --id-block id.bin --id-auth auth.bin", "with an ID block"),
-        notes='JSON: {"guest_id", "type", "state", "launch_digest", "expected_digest"}.',
+        (
+            "sev guest launch --type sev --firmware OVMF.fd --session vm --hold",
+            "an SEV guest that waits for its owner's secrets",
+        ),
+        notes='JSON: {"guest_id", "type", "state", "launch_digest", "expected_digest"}; of sev and sev-es also\n'
+        '"measurement", and "secret_gpa" and "secret_size" as the firmware image names them.',
     )
     parser.set_defaults(run=run)
 
@@ -92,11 +117,19 @@ def build(parser: ArgumentParser) -> None:
 def run(args: Namespace, out: Output) -> int:
     """Launches the guest that the options describe."""
     from sev.abi.policy import SnpPolicy
+    from sev.cli import guest_launch_sev
     from sev.cli.connection import connected, mark_simulated
     from sev.cli.files import read_file
+    from sev.errors import UsageError
     from sev.hosted import DEFAULT_POLICY
 
     firmware = read_file(args.firmware, "the firmware image", FIRMWARE_LIMIT)
+    if args.type in ("sev", "sev-es"):
+        return guest_launch_sev.run(args, firmware, out)
+    for name in guest_launch_sev.OPTIONS:
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option}: only SEV and SEV-ES guests have that", field=option)
     if args.type == "plain":
         return _plain(args, firmware, out)
     kernel = read_file(args.kernel, "the kernel", KERNEL_LIMIT) if args.kernel else None
@@ -113,7 +146,7 @@ def run(args: Namespace, out: Output) -> int:
             kernel=kernel,
             initrd=initrd,
             append=args.append,
-            guest_features=args.guest_features,
+            guest_features=1 if args.guest_features is None else args.guest_features,
             memory_bytes=args.memory,
             policy=policy,
             id_block=id_block,

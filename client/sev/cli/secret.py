@@ -24,6 +24,13 @@ def build(parser: ArgumentParser) -> None:
     )
     verbs = parser.add_subparsers()
     lazy(verbs.add_parser("build", help="pack secrets for a launch"), _build_build)
+    lazy(verbs.add_parser("inject", help="hand them to the guest: the same as sev guest inject"), _build_inject)
+
+
+def _build_inject(parser: ArgumentParser) -> None:
+    from sev.cli.guest_sev import build_inject
+
+    build_inject(parser, "secret")
 
 
 def _build_build(parser: ArgumentParser) -> None:

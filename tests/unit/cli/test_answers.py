@@ -54,7 +54,10 @@ def test_a_digest_that_was_not_expected_is_a_no(socket: str, fake: FakeDaemon, t
     assert "GuestService/DeleteGuest" not in fake.methods()
 
 
-def test_a_real_host_is_not_marked_and_plays_no_guest(socket: str, tmp_path: Path) -> None:
+def test_a_real_host_is_not_marked_and_plays_no_guest(socket: str, fake: FakeDaemon, tmp_path: Path) -> None:
+    guest = guest_pb2.Guest(guest_id="guest-0001", type=guest_pb2.GUEST_TYPE_SNP)
+    found = guest_pb2.GetGuestResponse(guest=guest).SerializeToString()
+    fake.answers["GuestService/GetGuest"] = lambda request, context: found
     done = sev("--socket", socket, "host", "show")
     assert (done.code, done.err) == (0, "")
     assert "simulated" not in done.out

@@ -94,7 +94,7 @@ def test_options(scripts: Path, shell: str) -> None:
 
 @SHELLS
 def test_values_of_options(scripts: Path, shell: str) -> None:
-    assert complete(scripts, shell, "guest", "launch", "--type", "") == {"snp", "plain"}
+    assert complete(scripts, shell, "guest", "launch", "--type", "") == {"snp", "sev-es", "sev", "plain"}
     assert complete(scripts, shell, "demo", "--product", "") == {"milan", "genoa", "turin"}
 
 

@@ -228,6 +228,10 @@ def test_without_a_daemon_every_command_says_so(name: str, tmp_path: Path) -> No
         (tmp_path / "garbage").write_bytes(sample_firmware())
     if name == "snp vlek load":
         (tmp_path / "garbage").write_bytes(bytes(432))
+    if name == "guest inject":
+        (tmp_path / "header").write_bytes(bytes(52))
+        (tmp_path / "garbage").write_bytes(bytes(16))
+        words = ["guest", "inject", "some-guest", *(str(tmp_path / one) for one in ("header", "garbage")), "--gpa", "0"]
     if name == "host check":  # looks at this machine itself unless a daemon is named
         words += ["--socket", str(tmp_path / "no-daemon")]
     done = sev(*words, "--yes", "--json")
