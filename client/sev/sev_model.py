@@ -11,19 +11,23 @@ if TYPE_CHECKING:
     from sev.certs.sev_chain import SevChain
     from sev.v1 import sev_platform_pb2
 
-OWNERS = ("self", "external")
+SELF, EXTERNAL = "self", "external"
 """Who owns a platform: itself, or somebody else."""
 
 
 @record
 class SevStatus:
-    """PLATFORM_STATUS, decoded. `state` is uninit, init or working; `raw` has 12 bytes."""
+    """PLATFORM_STATUS, decoded. `state` is uninit, init or working; `raw` has 12 bytes.
+
+    While it is uninit, firmware tells neither owner nor SEV-ES: `owner` is empty and `es_configured` None, unless the
+    bit is set all the same (a simulator's firmware does know).
+    """
 
     state: str
     firmware: str
     api_version: str
     owner: str
-    es_configured: bool
+    es_configured: bool | None
     guest_count: int
     snp_initialized: bool
     raw: bytes
@@ -34,12 +38,13 @@ class SevStatus:
         from sev.v1 import sev_platform_pb2
 
         version = message.firmware_version
+        told = message.state != sev_platform_pb2.SEV_STATE_UNINIT
         return cls(
             state=word(sev_platform_pb2.SevState, "SEV_STATE_", message.state),
             firmware=f"{version.major}.{version.minor}.{version.build}",
             api_version=f"{version.major}.{version.minor}",
-            owner=OWNERS[message.externally_owned],
-            es_configured=message.es_configured,
+            owner=EXTERNAL if message.externally_owned else SELF if told else "",
+            es_configured=message.es_configured or (False if told else None),
             guest_count=message.guest_count,
             snp_initialized=message.snp_initialized,
             raw=message.raw,
@@ -51,7 +56,7 @@ class SevStatus:
             "state": self.state,
             "firmware": self.firmware,
             "api_version": self.api_version,
-            "owner": self.owner,
+            "owner": self.owner or None,
             "es_configured": self.es_configured,
             "guest_count": self.guest_count,
             "snp_initialized": self.snp_initialized,

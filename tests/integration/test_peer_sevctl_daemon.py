@@ -74,6 +74,6 @@ def test_we_see_what_they_do(host: PeerHost, ours: Callable[..., Done], tmp_path
     assert sev("session", "create", chain, "5", "--roots", roots, "--out", tmp_path / "session").code == 0
     theirs(host, "reset")
     done = ours("platform", "status", "--json").json()
-    assert (done["state"], done["owner"]) == ("uninit", "self")
+    assert (done["state"], done["owner"]) == ("uninit", None)
     again = ours("platform", "export", "--out", "-", "--yes").data
     assert sev_chain.SevChain.parse(again).oca.encode() != cert.read_bytes()

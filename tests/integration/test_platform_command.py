@@ -209,7 +209,9 @@ def test_after_a_reset_snp_goes_down_only_if_that_is_meant(host: Host, tmp_path:
     before = host("platform", "export", "--out", "-").data
     done = host("platform", "reset")
     assert (done.code, done.out) == (2, "")
-    assert host("platform", "reset", "--yes", "--json").json()["state"] == "uninit"
+    reset = host("platform", "reset", "--yes", "--json").json()
+    assert (reset["state"], reset["owner"], reset["es_configured"]) == ("uninit", None, None)
+    assert "not told while SEV is not initialised" in host("platform", "status").out
     for words in (("export", "--out", "-"), ("csr", "--out", "-"), ("pdh", "rotate")):
         refused = host("platform", *words, "--json")
         assert refused.code == 2

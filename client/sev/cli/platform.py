@@ -85,7 +85,8 @@ GET_ID2: the chip's identifier, by which AMD's key distribution service knows it
 for each socket. From Turin on the first 8 bytes mean something.
 """
 
-_JSON = "JSON: state, firmware, api_version, owner (self, external), es_configured, guest_count, snp_initialized, raw."
+_JSON = "JSON: state, firmware, api_version, owner (self, external), es_configured, guest_count, snp_initialized,\n\
+raw; null for what the firmware does not tell while SEV is not initialised."
 
 
 def build(parser: ArgumentParser) -> None:
@@ -274,19 +275,22 @@ def _print(out: Output, status: SevStatus) -> None:
     out.result(status.document(), text(status))
 
 
+_UNTOLD = "not told while SEV is not initialised"
+
+
 def text(status: SevStatus) -> str:
     """The status for people."""
     from sev.cli.tables import facts
 
     states = {"uninit": "not initialised", "init": "initialised", "working": "working"}
-    known = status.state != "uninit"
+    es = {True: "configured", False: "not configured", None: _UNTOLD}[status.es_configured]
     return facts(
         (
             ("state", states.get(status.state, status.state)),
             ("firmware", f"{status.firmware} (API {status.api_version})"),
-            ("owner", {"self": "itself", "external": "an owner of its own"}.get(status.owner, status.owner)),
-            ("SEV-ES", ("configured" if status.es_configured else "not configured") if known else "not known"),
-            ("guests", status.guest_count if known else "none"),
+            ("owner", {"self": "itself", "external": "an owner of its own"}.get(status.owner, _UNTOLD)),
+            ("SEV-ES", es),
+            ("guests", status.guest_count),
             ("SEV-SNP", "initialised" if status.snp_initialized else "not initialised"),
         )
     )
