@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 PATH = "/dev/kvm"
 """What `open` opens."""
 
+COPY, OPEN, SEAL = "copy", "open", "seal"
+"""What becomes of SEV guest memory that is moved: nothing, what the guest reads, what lies there when it writes."""
+
 
 class ControlClient:
     """A connection; the simulator sees one process in it.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sev import packets
 from sev.errors import MalformedInput, UsageError, WrongState
+from sevd.simulator.control_client import COPY, OPEN, SEAL
 from sevd.simulator.errnos import fail
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.kvm_sev_memory import runs
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from sevd.simulator.memory_cipher import MemoryKey
     from sevd.simulator.process import Process
     from sevd.simulator.simulator import Simulator
-
-COPY, OPEN, SEAL = "copy", "open", "seal"
 
 
 def transfer(simulator: Simulator, process: Process, fd: int, message: dict[str, object]) -> None:

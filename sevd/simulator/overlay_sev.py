@@ -18,9 +18,8 @@ from dataclasses import replace
 from sev.abi import kvm, kvm_sev
 from sev.abi import kvm_sev_legacy as abi
 from sev.errors import SevError
-from sevd.simulator.control_memory import COPY, OPEN, SEAL
+from sevd.simulator.control_client import COPY, OPEN, SEAL
 from sevd.simulator.guest_memory import PAGE
-from sevd.simulator.memory_cipher import BLOCK
 from sevd.simulator.overlay_memory import OverlayMemory, OwnWindow, Slot
 
 TYPE_CHECKING = False
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
     from sevd.simulator.overlay import OverlayKernel
 
     T = TypeVar("T", bound=Record)
+
+BLOCK = 16
+"""What the firmware encrypts is a multiple of it."""
 
 FINISHES = frozenset({kvm_sev.LAUNCH_FINISH, kvm_sev.RECEIVE_FINISH})
 _FILLS: dict[int, type[abi.LaunchUpdateData | abi.LaunchSecret | abi.ReceiveUpdateData | abi.Debug]] = {
