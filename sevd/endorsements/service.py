@@ -313,7 +313,7 @@ def _table(chosen: Mapping[EndorsementKind, Endorsement], *, vlek: bool) -> byte
 def _missing(chosen: Mapping[EndorsementKind, Endorsement], identity: ChipIdentity | None) -> list[str]:
     """What a full chain lacks, one sentence each."""
     if identity is None:
-        return ["The chip is not known, because the device is missing."]
+        return ["The chip is not known: its device is missing, or it has no SEV-SNP."]
     needed = [kind for kind, _ in _TABLE[identity.vlek_loaded]] + [EndorsementKind.ARK]
     out = []
     for kind in needed:
