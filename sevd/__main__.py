@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
 
     args = _parser().parse_args(argv)
     try:
+        if args.install_units is not None:
+            return _install_units(args)
         settings = _settings(args)
         logs.set_up(settings.log_level, os.environ)
         if args.check_config:
@@ -78,8 +80,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--firmware-version", metavar="X.Y.Z", help="firmware of the simulated chip, such as 1.55.40")
     add("--seed", metavar="N", type=_number, help="makes a new simulated chip repeatable")
     add("--check-config", action="store_true", help="check the configuration, print it, and exit")
+    add(
+        "--install-units", metavar="ROOT", nargs="?", const="/", help="write the files for systemd below ROOT, and exit"
+    )
+    add("--plain-user", action="store_true", help="with --install-units: run the service as a user of its own")
     add("--version", action="version", version=f"sevd {__version__}")
     return parser
+
+
+def _install_units(args: argparse.Namespace) -> int:
+    """Writes what systemd needs, and says what to do next."""
+    from pathlib import Path
+
+    from sevd import install_units
+
+    root = Path(os.path.abspath(args.install_units))
+    for path in install_units.install(root, program=install_units.command(), plain_user=args.plain_user):
+        sys.stdout.write(f"{path}\n")
+    sys.stdout.write(install_units.NEXT)
+    return 0
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -158,13 +177,9 @@ def _number(text: str) -> int:
 
 def _text(value: object) -> str:
     """A setting as TOML would have it; "(none)" for one that is not set."""
-    if value is None:
-        return "(none)"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_text(one) for one in value) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int) else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    from sevd.example_config import literal
+
+    return literal(value) or "(none)"
 
 
 def _raise_descriptor_limit() -> None:
