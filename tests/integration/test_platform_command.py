@@ -15,6 +15,8 @@ from sev.abi import sev_certificate as abi
 from sev.abi.sev_certificate import SevCertificate
 from sev.certs import sev_chain
 from sev.certs.sev_roots import SevRoots
+from sev.client import Host as Client
+from sev.guest_model import Guest
 from sev.measurement.sample import sample_firmware
 from sev.session import Session
 from tests.support.cli import Done, sev
@@ -180,11 +182,19 @@ def test_a_key_that_is_not_the_owners_is_noticed_before_anybody_is_asked(host: H
     assert key.read_bytes().hex() not in done.err + done.out
 
 
-def test_keys_are_not_taken_from_under_a_guest(host: Host, tmp_path: Path) -> None:
+def launch(client: Client, kind: str) -> Guest:
+    """A launched guest of this type."""
+    if kind == "SNP":
+        return client.launch_snp(sample_firmware(), 1).guest
+    return client.launch_sev(sample_firmware()).guest
+
+
+@pytest.mark.parametrize("kind", ["SNP", "SEV"])
+def test_keys_are_not_taken_from_under_a_guest(host: Host, tmp_path: Path, kind: str) -> None:
     cert, key = owner_files(tmp_path)
     before = host("platform", "export", "--out", "-").data
     with host.daemon.connect() as client:
-        guest = client.launch_snp(sample_firmware(), 1).guest
+        guest = launch(client, kind)
         try:
             for words in (
                 ("reset",),
@@ -196,11 +206,12 @@ def test_keys_are_not_taken_from_under_a_guest(host: Host, tmp_path: Path) -> No
                 assert done.code == 11, done.err
                 error = done.json()["error"]
                 assert error["kind"] == "not_now"
-                assert f"the guest {guest.guest_id} of uid:{os.geteuid()} (SNP, ready)" in error["message"]
+                assert f"the guest {guest.guest_id} of uid:{os.geteuid()} ({kind}, ready)" in error["message"]
             assert host("platform", "export", "--out", "-").data == before
             assert host("platform", "pdh", "rotate").code == 0
             assert host("platform", "export", "--out", "-").data != before
             assert client.guest(guest.guest_id).state == "ready"
+            assert client.sev_status().state == ("init" if kind == "SNP" else "working")
         finally:
             client.delete_guest(guest.guest_id)
 
