@@ -7,9 +7,11 @@ or after `release` gets EFAULT.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import errno
 import threading
+from collections.abc import Iterator
 
 from sevd.simulator.errnos import fail
 
@@ -62,6 +64,15 @@ class AddressSpace:
         if size < 0 or offset + size > len(view):
             fail(errno.EFAULT)
         return view[offset : offset + size]
+
+    @contextlib.contextmanager
+    def changing(self, address: int, size: int) -> Iterator[memoryview]:
+        """The bytes, writable; what is written is there after the block, if that does not raise.
+
+        Raises:
+            OSError: EFAULT: they are not all placed.
+        """
+        yield self.view(address, size)
 
     def available(self, address: int, *, writable: bool = False) -> int:
         """How many bytes can be read (and written) from this address on; 0 if nothing is placed there."""

@@ -103,8 +103,8 @@ def update_data(vm: Vm, process: Process, command: SevCmd, reply: Reply) -> None
     pin(vm, process, request.uaddr, request.len)
     memory, update = process.memory, vm.module.ccp.firmware.launch_update_data
     for address, size in runs(request.uaddr, request.len):
-        clear = memory.read(address, size)
-        memory.write(address, ask(vm, process, reply, partial(update, vm.sev.handle, clear, memory.location(address))))
+        with memory.changing(address, size) as piece:
+            ask(vm, process, reply, partial(update, vm.sev.handle, piece, memory.location(address)))
 
 
 def update_vmsa(vm: Vm, process: Process, command: SevCmd, reply: Reply) -> None:

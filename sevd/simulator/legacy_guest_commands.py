@@ -65,10 +65,10 @@ class LegacyGuestCommands(ABC):
 
     # Launch.
 
-    def launch_update_data(self, handle: int, data: bytes, address: int) -> bytes:
-        """LAUNCH_UPDATE_DATA: the memory, encrypted."""
+    def launch_update_data(self, handle: int, memory: memoryview, address: int) -> None:
+        """LAUNCH_UPDATE_DATA of writable memory, which is encrypted in place."""
         with self._command("LAUNCH_UPDATE_DATA") as platform:
-            return legacy_launch.update_data(platform, handle, data, address)
+            legacy_launch.update_data(platform, handle, memory, address)
 
     def launch_update_vmsa(self, handle: int, page: bytes, address: int) -> bytes:
         """LAUNCH_UPDATE_VMSA: the page, encrypted."""

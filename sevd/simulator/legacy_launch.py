@@ -1,6 +1,7 @@
 """Guests of SEV and SEV-ES in the firmware: their beginning and end, and the commands of a launch.
 
 Memory comes as bytes with the physical address at which they lie, and goes back encrypted; the caller puts it there.
+LAUNCH_UPDATE_DATA, which has the most to do, encrypts in place.
 A command that is refused changes nothing. The order of checks is the firmware's: platform state, addresses and lengths,
 handle, guest state, activation, then policy and cryptography.
 
@@ -143,14 +144,14 @@ def guest_status(platform: Platform, handle: int) -> bytes:
     return struct.pack("<IIIB", handle, guest.policy.raw, guest.asid, guest.state)
 
 
-def update_data(platform: Platform, handle: int, data: bytes, address: int) -> bytes:
-    """LAUNCH_UPDATE_DATA: measures memory; what lies there from now on."""
+def update_data(platform: Platform, handle: int, memory: memoryview, address: int) -> None:
+    """LAUNCH_UPDATE_DATA: measures memory and encrypts it in place."""
     working(platform)
     need_aligned(address)
-    need_blocks(len(data))
+    need_blocks(len(memory))
     guest = active(platform, handle, LUPDATE)
-    guest.content.update(data)
-    return guest.memory.encrypt(address, data)
+    guest.content.update(memory)
+    guest.memory.encrypt_in_place(address, memory)
 
 
 def update_vmsa(platform: Platform, handle: int, page: bytes, address: int) -> bytes:

@@ -38,6 +38,18 @@ class MemoryKey:
         """What lies at a physical address when the guest writes this there; both multiples of 16."""
         return self._run(address, data, encrypt=True)
 
+    def encrypt_in_place(self, address: int, memory: memoryview) -> None:
+        """The same with memory itself, writable: it holds then what the host sees."""
+        key, at = algorithms.AES(self._key), 0
+        while at < len(memory):
+            unit, offset = divmod(address + at, _UNIT)
+            piece = memory[at : at + _UNIT - offset]
+            if offset:
+                piece[:] = self.encrypt(address + at, piece)
+            else:
+                Cipher(key, modes.XTS(unit.to_bytes(16, "little"))).encryptor().update_into(piece, piece)
+            at += len(piece)
+
     def decrypt(self, address: int, data: bytes | bytearray | memoryview) -> bytes:
         """What the guest reads where this lies; both multiples of 16."""
         return self._run(address, data, encrypt=False)

@@ -7,13 +7,14 @@ copy_to_user.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 from sevd.simulator.address_space import AddressSpace
@@ -110,6 +111,13 @@ class RemoteMemory(AddressSpace):
     def view(self, address: int, size: int) -> memoryview:
         """A copy of the bytes, not to be written. Raises OSError as `read`."""
         return memoryview(self.read(address, size))
+
+    @contextlib.contextmanager
+    def changing(self, address: int, size: int) -> Iterator[memoryview]:
+        """A copy of the bytes, which is written back after the block, if that does not raise. Raises OSError."""
+        copy = bytearray(self.read(address, size))
+        yield memoryview(copy)
+        self.write(address, copy)
 
     def available(self, address: int, *, writable: bool = False) -> int:
         """How many bytes can be read (and written) from this address on, by the process's map; 0 if none can."""

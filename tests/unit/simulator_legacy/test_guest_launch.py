@@ -67,10 +67,17 @@ def started(firmware: Firmware, policy: int = 0, asid: int = ASID) -> tuple[int,
     return handle, session
 
 
+def updated(firmware: Firmware, handle: int, data: bytes, address: int) -> bytes:
+    """LAUNCH_UPDATE_DATA of a copy; what it becomes."""
+    memory = bytearray(data)
+    firmware.launch_update_data(handle, memoryview(memory), address)
+    return bytes(memory)
+
+
 def running(firmware: Firmware, policy: int = 0, data: bytes = bytes(PAGE)) -> tuple[int, bytes]:
     """A guest that runs, and its memory at AT as the host sees it."""
     handle, _ = started(firmware, policy, ES_ASID if policy & ES else ASID)
-    sealed = firmware.launch_update_data(handle, data, AT)
+    sealed = updated(firmware, handle, data, AT)
     firmware.launch_measure(handle, 48)
     firmware.launch_finish(handle)
     return handle, sealed
@@ -167,7 +174,7 @@ def test_shared_keys(firmware: Firmware) -> None:
     second = firmware.launch_start(first, 0, None, None)
     firmware.activate(first, ASID)
     firmware.activate(second, ASID + 1)
-    sealed = firmware.launch_update_data(first, b"the same memory!", AT)
+    sealed = updated(firmware, first, b"the same memory!", AT)
     assert firmware.dbg_decrypt(second, sealed, AT, 0) == b"the same memory!"
 
 
@@ -177,7 +184,7 @@ def test_shared_keys(firmware: Firmware) -> None:
 def test_measurement_and_secret_of_an_owner(firmware: Firmware) -> None:
     handle, session = started(firmware, NODBG)
     content = os.urandom(3 * PAGE)
-    parts = [firmware.launch_update_data(handle, content[at : at + PAGE], AT + at) for at in range(0, 3 * PAGE, PAGE)]
+    parts = [updated(firmware, handle, content[at : at + PAGE], AT + at) for at in range(0, 3 * PAGE, PAGE)]
     assert all(part != content[at : at + PAGE] for at, part in zip(range(0, 3 * PAGE, PAGE), parts, strict=True))
     expected = measurement.Launch(sha256(content).digest(), NODBG, *firmware.version)
     answer = firmware.launch_measure(handle, 64)
@@ -246,7 +253,7 @@ def test_memory_that_is_refused(firmware: Firmware, size: int, address: int, cod
     handle, _ = started(firmware)
     digest = firmware.legacy_digest(handle)
     with refused(code):
-        firmware.launch_update_data(handle, bytes(size), address)
+        updated(firmware, handle, bytes(size), address)
     for decrypt in (firmware.dbg_decrypt, firmware.dbg_encrypt):
         with refused(code):
             decrypt(handle, bytes(size), address, address)
@@ -305,7 +312,7 @@ def test_the_same_page_looks_different_everywhere_and_to_every_guest(firmware: F
     one, _ = started(firmware)
     other, _ = started(firmware, asid=ASID + 1)
     page = bytes(PAGE)
-    seen = {firmware.launch_update_data(handle, page, at) for handle in (one, other) for at in (AT, AT + PAGE, AT + 16)}
+    seen = {updated(firmware, handle, page, at) for handle in (one, other) for at in (AT, AT + PAGE, AT + 16)}
     assert len(seen) == 6
     blocks = {sealed[at : at + 16] for sealed in seen for at in range(0, PAGE, 16)}
     assert len(blocks) == 2 * 512, "one for each guest and address"
@@ -325,6 +332,9 @@ def test_any_piece_is_read_and_written_alone(first: int, blocks: int, data: st.D
     assert key.decrypt(address + 16 * start, sealed[piece]) == content[piece]
     assert key.encrypt(address + 16 * start, content[piece]) == sealed[piece]
     assert key.decrypt(address, sealed) == content
+    memory = bytearray(content)
+    key.encrypt_in_place(address, memoryview(memory))
+    assert memory == sealed
 
 
 # Migration.
@@ -508,7 +518,7 @@ def test_known_session_measurement_and_secret(firmware: Firmware) -> None:
     mnonce, measure = hexed(known["launch_measure"], "mnonce", "measure")
     handle = firmware.launch_start(0, 3, certificate, session)
     firmware.activate(handle, ASID)
-    firmware.launch_update_data(handle, bytes(range(256)) * 16, AT)
+    updated(firmware, handle, bytes(range(256)) * 16, AT)
     vars(platform)["random"] = drawn(mnonce)
     assert firmware.launch_measure(handle, 48) == measure + mnonce
     header, ciphertext, plaintext = hexed(known["launch_secret"], "header_52_bytes", "ciphertext", "plaintext")

@@ -126,7 +126,7 @@ ANY = (LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT)
 TABLE: dict[str, Rule] = {
     "DEACTIVATE": Rule(lambda it: it.firmware.deactivate(it.handle), ANY, active=True),
     "LAUNCH_UPDATE_DATA": Rule(
-        lambda it: it.firmware.launch_update_data(it.handle, bytes(32), AT), (LUPDATE,), active=True
+        lambda it: it.firmware.launch_update_data(it.handle, memoryview(bytearray(32)), AT), (LUPDATE,), active=True
     ),
     "LAUNCH_UPDATE_VMSA": Rule(
         lambda it: it.firmware.launch_update_vmsa(it.handle, bytes(PAGE), AT), (LUPDATE,), active=True
