@@ -246,11 +246,11 @@ class Sev:
 
     def debug_read(self, gpa: int, size: int) -> bytes:
         """DBG_DECRYPT: guest memory in plain, where the policy allows it. Raises FirmwareError: POLICY_FAILURE."""
-        return self._debug(kvm_sev.DBG_DECRYPT, gpa, size, bytearray(size))
+        return self._debug(kvm_sev.DBG_DECRYPT, gpa, bytes(max(size, 0)))
 
     def debug_write(self, gpa: int, data: bytes) -> None:
         """DBG_ENCRYPT: guest memory replaced, where the policy allows it. Raises FirmwareError: POLICY_FAILURE."""
-        self._debug(kvm_sev.DBG_ENCRYPT, gpa, len(data), bytearray(data))
+        self._debug(kvm_sev.DBG_ENCRYPT, gpa, bytes(data))
 
     def close(self) -> None:
         """Ends the guest and frees its ASID; once more does nothing."""
@@ -261,17 +261,18 @@ class Sev:
         if features:
             raise UsageError(f"vmsa_features: 0x{features:x}: an SEV guest has no VMSA", field="vmsa_features")
 
-    def _debug(self, number: int, gpa: int, size: int, buffer: bytearray) -> bytes:
+    def _debug(self, number: int, gpa: int, data: bytes) -> bytes:
+        size, memory = len(data), self._kernel.memory
         if not size:
             raise UsageError("nothing to read or write", field="size")
         address = self.machine.address(gpa, size)
-        place = self._kernel.memory.place(buffer)
+        place = memory.place(data)  # a copy: only whole pages at a page may be shared
         try:
             ends = (address, place) if number == kvm_sev.DBG_DECRYPT else (place, address)
             self._command(number, abi.Debug(*ends, size))
+            return memory.read(place, size)
         finally:
-            self._kernel.memory.release(place)
-        return bytes(buffer)
+            memory.release(place)
 
     def _answer(self, number: int, size: int, request: object) -> bytes:
         """What a command writes to a buffer of its own choosing of length: asked for first, as the kernel has it."""
