@@ -47,6 +47,8 @@ BACKLOG = 128
 SEND_SECONDS = 10.0
 """How long an answer waits for a peer that does not read."""
 
+SO_PEERPIDFD = 77
+
 _CREDENTIALS = struct.Struct("=iII")
 
 
@@ -65,14 +67,16 @@ class ControlServer:
         sev: (st_dev, st_ino) of the served `sev` file, to know its descriptors by; None: there is none, and no launch
             finds a secure processor.
         mode: Permission bits of the socket. Who may connect can make VMs, as who may open /dev/kvm.
+        gid: Its group; -1: as it comes.
     """
 
     def __init__(
-        self, simulator: Simulator, path: Path, sev: tuple[int, int] | None = None, *, mode: int = 0o666
+        self, simulator: Simulator, path: Path, sev: tuple[int, int] | None = None, *, mode: int = 0o666, gid: int = -1
     ) -> None:
         self._simulator = simulator
         self._path = path
         self._mode = mode
+        self._gid = gid
         known = DescriptorsOf(sev, simulator.devices[SEV_PATH]) if sev is not None else None
         self._own = _OwnDescriptors(known)
         self._listener: socket.socket | None = None
@@ -94,6 +98,7 @@ class ControlServer:
                 listener.bind(f"/proc/self/fd/{folder}/{new.name}")
             finally:
                 os.close(folder)
+            os.chown(new, -1, self._gid)
             new.chmod(self._mode)
             listener.listen(BACKLOG)
             new.rename(self._path)
@@ -202,10 +207,16 @@ class _Connection:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         # A process that this one cannot see, or that is gone, cannot be served: its memory is not there.
-        self._alive = os.pidfd_open(pid)
+        self._alive = _pinned(sock, pid)
+        try:
+            self._image = _image(pid, uid)
+        except BaseException:
+            os.close(self._alive)
+            raise
         self._sock = sock
         self._gone = gone
-        self._process: Process = ControlledProcess(pid, {KVM_PATH: simulator.devices[KVM_PATH]}, own=own)
+        devices = {KVM_PATH: simulator.devices[KVM_PATH]}
+        self._process: Process = ControlledProcess(pid, devices, own=own, pidfd=self._alive, image=self._image)
         self._session = Session(simulator, self._process, uid)
         self._thread = threading.Thread(target=self._run, name=f"control-{pid}", daemon=True)
 
@@ -303,6 +314,40 @@ class _Connection:
 
     def _close(self) -> None:
         self._sock.close()
-        fd, self._alive = self._alive, -1
-        if fd >= 0:
-            os.close(fd)
+        for fd in (self._alive, self._image):
+            if fd >= 0:
+                os.close(fd)
+        self._alive = self._image = -1
+
+
+def _pinned(sock: socket.socket, pid: int) -> int:
+    """A descriptor of the process that connected (SO_PEERPIDFD, Linux 6.5; before that of whoever has its number now).
+
+    Raises:
+        OSError: It is gone, or cannot be seen.
+    """
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    return os.pidfd_open(pid)
+
+
+def _image(pid: int, uid: int) -> int:
+    """The memory of a user's process as it is now: /proc/PID/mem. -1 where the kernel itself keeps this process from
+    more than the user may, and for root.
+
+    A process that has connected can still turn into a program with more rights (execve of a set-user-ID file), and have
+    another one go on with the connection. What root reads and writes for it must not be that program's memory.
+
+    Raises:
+        OSError: It has turned into such a program already, or cannot be looked into.
+    """
+    if uid == 0 or os.geteuid() != 0:
+        return -1
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    if os.stat(f"/proc/{pid}").st_uid != uid:
+        os.close(fd)
+        raise PermissionError(errno.EACCES, "the peer is no longer the user's who connected")
+    return fd

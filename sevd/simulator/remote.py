@@ -12,6 +12,7 @@ import ctypes
 import errno
 import logging
 import os
+import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,11 @@ for _function in (_readv, _writev):
         ctypes.c_ulong,
     ]
     _function.restype = ctypes.c_ssize_t
+_pread = _libc.pread
+_pwrite = _libc.pwrite
+for _function in (_pread, _pwrite):
+    _function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+    _function.restype = ctypes.c_ssize_t
 
 
 class _Scratch(threading.local):
@@ -67,11 +73,19 @@ class RemoteMemory(AddressSpace):
 
     Args:
         pid: A process or thread of it, as this process sees it.
+        pidfd: A descriptor that pins the process, so that its number cannot come to mean another one; stays the
+            caller's. -1: the process cannot end meanwhile (the caller of a file's ioctl waits in the kernel until it
+            is answered, killed or not).
+        image: /proc/PID/mem as it was opened; stays the caller's. Then it is that memory which is read and written, and
+            never that of a program, with more rights perhaps, that the process has turned into. -1: the process is
+            trusted, or cannot do so meanwhile.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pidfd: int = -1, image: int = -1) -> None:
         super().__init__()
         self.pid = pid
+        self._pidfd = pidfd
+        self._image = image
 
     def read(self, address: int, size: int) -> bytes:
         """Copies size bytes out.
@@ -119,6 +133,18 @@ class RemoteMemory(AddressSpace):
         yield memoryview(copy)
         self.write(address, copy)
 
+    def there(self) -> bool:
+        """Whether the process's number is still its own."""
+        if self._pidfd < 0:
+            return True
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return True
+
     def available(self, address: int, *, writable: bool = False) -> int:
         """How many bytes can be read (and written) from this address on, by the process's map; 0 if none can."""
         reached, needed = address, b"rw" if writable else b"r"
@@ -131,7 +157,7 @@ class RemoteMemory(AddressSpace):
                         reached = end
         except (OSError, ValueError):
             return 0
-        return reached - address
+        return reached - address if self.there() else 0
 
     def location(self, address: int) -> int:
         """The address itself: two mappings of one memory count as two places."""
@@ -164,13 +190,29 @@ class RemoteMemory(AddressSpace):
     def _copy(self, function: Callable[..., int], here: int, address: int, size: int) -> int:
         """How many of the bytes were copied; where not all, errno tells why (EFAULT where none does)."""
         ctypes.set_errno(0)
+        if self._image >= 0:
+            return self._copy_of_image(function, here, address, size)
         scratch = _scratch
         vectors = scratch.address
         done = 0
         while done < size and address >= 0 and address + size <= 1 << 64:
             length = min(size - done, _TRANSFER_MAX)
             _IOVECS.pack_into(scratch.view, 0, here + done, length, address + done, length)
+            if not self.there():
+                break
             count = function(self.pid, vectors, 1, vectors + 16, 1, 0)
+            if count <= 0:
+                break
+            done += count
+        return done
+
+    def _copy_of_image(self, function: Callable[..., int], here: int, address: int, size: int) -> int:
+        """The same by way of /proc/PID/mem, which knows no protection of pages: that is looked up before."""
+        size = min(size, self.available(address, writable=function is _writev))
+        move = _pread if function is _readv else _pwrite
+        done = 0
+        while done < size:
+            count = move(self._image, here + done, min(size - done, _TRANSFER_MAX), address + done)
             if count <= 0:
                 break
             done += count
@@ -197,6 +239,8 @@ class RemoteProcess(Process):
         ended: As for `Process`.
         own: What one of its own descriptors is to the model: given pid and number, the open file, or None for one
             that is nothing to the model.
+        pidfd: As for `RemoteMemory`.
+        image: As for `RemoteMemory`.
     """
 
     FIRST = FIRST_DESCRIPTOR
@@ -207,10 +251,12 @@ class RemoteProcess(Process):
         devices: Mapping[str, Callable[[int], File]] | None = None,
         ended: Callable[[Process], None] | None = None,
         own: Callable[[int, int], File | None] | None = None,
+        pidfd: int = -1,
+        image: int = -1,
     ) -> None:
         super().__init__(devices or {}, ended)
         self.pid = pid
-        self.memory = RemoteMemory(pid)
+        self.memory: RemoteMemory = RemoteMemory(pid, pidfd, image)
         self._own = own
 
     def take(self, fd: int) -> File:
@@ -222,7 +268,7 @@ class RemoteProcess(Process):
         if fd >= self.FIRST:
             return super().take(fd)
         file = self._own(self.pid, fd) if self._own is not None and fd >= 0 else None
-        if file is None:
+        if file is None or not self.memory.there():
             fail(errno.EBADF)
         file.hold()
         return file

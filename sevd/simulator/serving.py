@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sev.errors import UsageError
 from sev.records import record
 from sevd.simulator import guest_nodes, host_files, host_nodes
 from sevd.simulator.control import ControlServer
@@ -78,9 +79,19 @@ class ServedHost:
         directory.serve("parameters", host_nodes.parameters(SimulatedReader(simulator)))
         directory.serve("sev-guest", guest_nodes.guest_tree(simulator))
         directory.serve("tsm", guest_nodes.tsm_tree(simulator))
-        control = ControlServer(simulator, directory.path / "control.sock", directory.identity(self.sev))
+        mode, gid = _socket_mode(self._options.sev_mode), self._options.sev_gid
+        control = ControlServer(
+            simulator, directory.path / "control.sock", directory.identity(self.sev), mode=mode, gid=gid
+        )
         self._stack.callback(control.close)
-        control.start()
+        try:
+            control.start()
+        except OSError as error:
+            raise UsageError(
+                f"{directory.path}/control.sock cannot be made: {error.strerror}",
+                field="device_dir",
+                remedy="Look whether the folder's file system takes sockets, and whether --sev-group exists here.",
+            ) from None
         directory.serve(LAST, self.sev)
 
     def close(self) -> None:
@@ -118,3 +129,8 @@ class ServedHost:
             service.fault(fault)
         self.directory.write("roots/kds-ca.pem", service.ca_pem)
         return service.url
+
+
+def _socket_mode(mode: int) -> int:
+    """Permission bits of the control socket for those of `sev`: who may do anything with that may connect."""
+    return sum(6 << shift for shift in (0, 3, 6) if mode >> shift & 6)

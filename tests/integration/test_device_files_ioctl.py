@@ -215,6 +215,7 @@ def test_permissions_are_the_files(probe: Path, tmp_path: Path) -> None:
     open_all(tmp_path)
     with device_files(tmp_path) as host:
         assert oct(os.stat(host.sev).st_mode & 0o777) == "0o600"
+        assert oct(os.stat(host.devices / "control.sock").st_mode & 0o777) == "0o600"
         assert run(probe, host.sev, prefix=nobody) == {"open": errno.EACCES}
         os.chmod(host.sev, 0o644)
         assert run(probe, host.sev, prefix=nobody) == {"open": errno.EACCES}
@@ -223,6 +224,8 @@ def test_permissions_are_the_files(probe: Path, tmp_path: Path) -> None:
         assert answer(run(probe, host.sev, abi.PEK_GEN, flags=os.O_RDONLY, prefix=nobody)).errno == errno.EPERM
     with device_files(tmp_path, "--sev-mode", "0660", "--sev-group", "65534") as host:
         assert os.stat(host.sev).st_gid == 65534
+        control = os.stat(host.devices / "control.sock")
+        assert (control.st_gid, oct(control.st_mode & 0o777)) == (65534, "0o660")
         assert answer(run(probe, host.sev, prefix=nobody)).errno == 0
 
 

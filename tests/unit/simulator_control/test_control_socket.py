@@ -369,3 +369,55 @@ def test_there_is_a_most_of_connections(served: Served, monkeypatch: pytest.Monk
         assert "open already" in str(answer["error"])
         with pytest.raises(packets.Closed):
             packets.receive(third)
+
+
+TURNING = """
+import ctypes, json, os, socket, sys, time
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.connect(sys.argv[1])
+
+def call(**message):
+    sock.send(json.dumps(message).encode())
+    return json.loads(sock.recv(1 << 17))
+
+vm = call(op="ioctl", fd=call(op="open", path="/dev/kvm", flags=2)["fd"], request=0xAE01, argument=4)["result"]
+
+def attributes(address):
+    return call(op="ioctl", fd=vm, request=0x4020AED2, argument=address)
+
+buffer = ctypes.create_string_buffer(32)
+before = attributes(ctypes.addressof(buffer))
+if os.fork():
+    os.execv("/bin/sleep", ["sleep", "30"])
+while True:
+    with open(f"/proc/{os.getppid()}/maps") as maps:
+        lines = maps.read().splitlines()
+    if any("/sleep" in line for line in lines):
+        break
+    time.sleep(0.01)
+address = next(int(line.split("-")[0], 16) for line in lines if " rw" in line)
+print(json.dumps([before, attributes(address), call(op="host").get("product")]), flush=True)
+os.kill(os.getppid(), 9)
+"""
+
+
+def test_a_program_that_the_peer_turns_into_is_not_looked_into(served: Served) -> None:
+    need_root()
+    for folder in (served.folder, *served.folder.parents):
+        if not os.stat(folder).st_mode & 0o001:
+            folder.chmod(os.stat(folder).st_mode | 0o011)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", TURNING, str(served.folder / "control.sock")],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.stdout, done.stderr
+    before, after, product = json.loads(done.stdout)
+    assert before == {"errno": errno.EINVAL}  # zeros are no range
+    assert after == {"errno": errno.EFAULT}
+    assert product == "genoa"
+    until(lambda: len(served.server) == 0)

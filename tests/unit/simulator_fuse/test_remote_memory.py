@@ -185,3 +185,51 @@ def test_descriptors_that_the_model_gives_do_not_meet_the_processs_own(child: Ch
     assert process.open("/dev/x", os.O_RDWR) == first
     process.exit()
     assert process.descriptors() == []
+
+
+def test_what_an_image_of_memory_lets_be_read_and_written(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    child = Child(tmp_path / "f")
+    try:
+        image = os.open(f"/proc/{child.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        child.end()
+        pytest.skip("this user may not look into its own children (ptrace_scope)")
+    memory, page = RemoteMemory(child.pid, image=image), mmap.PAGESIZE
+    memory.write(child.base + 10, b"hello")
+    assert memory.read(child.base + 9, 7) == b"\x07hello\x07"
+    memory.write(child.base + 100, bytes(range(256)) * 20)
+    assert memory.read(child.base + 100, 5120) == bytes(range(256)) * 20
+    assert memory.read(child.base + 2 * page, page) == b"\x07" * page
+    for refused in (
+        lambda: memory.write(child.base + 2 * page, b"x"),
+        lambda: memory.write(child.base + 2 * page - 1, b"xx"),
+        lambda: memory.read(child.base + 3 * page, 1),
+        lambda: memory.read(0, 1),
+        lambda: memory.read((1 << 64) - 1, 1),
+    ):
+        with pytest.raises(OSError, match=os.strerror(errno.EFAULT)):
+            refused()
+    child.end()
+    with pytest.raises(OSError, match=os.strerror(errno.EFAULT)):
+        memory.read(child.base, 1)
+    os.close(image)
+
+
+def test_a_number_that_is_no_longer_the_process_s_is_nobody_s_memory(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    child, other = Child(tmp_path / "f"), Child(tmp_path / "f")
+    pidfd = os.pidfd_open(child.pid)
+    child.end()
+    # The number of the one that ended has come to mean the other.
+    memory = RemoteMemory(other.pid, pidfd)
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFAULT)):
+            memory.read(other.base, 1)
+        with pytest.raises(OSError, match=os.strerror(errno.EFAULT)):
+            memory.write(other.base, b"x")
+        assert memory.available(other.base) == 0
+        assert memory.fill(other.base, memoryview(bytearray(8))) == 0
+    finally:
+        os.close(pidfd)
+        other.end()
