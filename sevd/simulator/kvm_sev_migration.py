@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sevd.simulator.kvm_vm import Vm
     from sevd.simulator.process import Process
 
+KMALLOC_MAX = 4 << 20
+"""Bytes that the kernel gives out in one piece."""
+
 _NOBODY = Receiver(b"", b"", b"")
 
 
@@ -74,12 +77,15 @@ def send_update_data(vm: Vm, process: Process, command: SevCmd, reply: Reply) ->
         fail(errno.EINVAL)
     sealed = pin_page(process, request.guest_uaddr, request.guest_len)
     location = memory.location(request.guest_uaddr)
+    if max(request.hdr_len, request.trans_len) > KMALLOC_MAX:
+        fail(errno.ENOMEM)
     header_, packet_ = ask(
         vm, process, reply,
         lambda: update(vm.sev.handle, sealed, location, request.hdr_len, request.trans_len),
     )  # fmt: skip
-    memory.write(request.trans_uaddr, packet_)
-    memory.write(request.hdr_uaddr, header_)
+    # As long as the caller's buffers are.
+    memory.write(request.trans_uaddr, packet_.ljust(request.trans_len, b"\0"))
+    memory.write(request.hdr_uaddr, header_.ljust(request.hdr_len, b"\0"))
 
 
 def receive_start(vm: Vm, process: Process, command: SevCmd, reply: Reply) -> None:

@@ -232,6 +232,8 @@ SEND_UPDATES: dict[str, tuple[dict[str, int], int, int]] = {
     "packet cannot be written": ({"trans_uaddr": UNMAPPED}, EFAULT, 0),
     "header cannot be written": ({"hdr_uaddr": UNMAPPED}, EFAULT, 0),
     "longer buffers": ({"hdr_len": 100, "trans_len": 0x4800}, 0, 0),
+    "more than there is in one piece": ({"trans_len": (4 << 20) + 1}, ENOMEM, UNTOUCHED),
+    "a header of more": ({"hdr_len": 0xFFFFFFFF}, ENOMEM, UNTOUCHED),
 }
 
 
@@ -256,6 +258,16 @@ def test_the_probe_of_send_update(host: Simulator, which: str) -> None:
     outcome = guest.op(ids.SEND_UPDATE_DATA, request)
     assert outcome[:2] == (EIO, status.INVALID_LENGTH)
     assert abi.SendUpdateData.decode(outcome.data) == replace(request, hdr_len=52, trans_len=PAGE)
+
+
+def test_longer_buffers_are_filled(host: Simulator) -> None:
+    guest = LegacyMachine(host.process()).running(0, bytes(PAGE))
+    send_start(guest, Chain(host))
+    header, packet = bytearray(b"\xaa" * 60), bytearray(b"\xaa" * 32)
+    request = abi.SendUpdateData(guest.place(header), 58, guest.address, 16, guest.place(packet), 24)
+    assert guest.op(ids.SEND_UPDATE_DATA, request).name == "ok"
+    assert header[52:] == bytes(6) + b"\xaa" * 2
+    assert packet[16:] == bytes(8) + b"\xaa" * 8
 
 
 def test_memory_that_crosses_a_page(host: Simulator) -> None:
