@@ -392,13 +392,15 @@ buffer = ctypes.create_string_buffer(32)
 before = attributes(ctypes.addressof(buffer))
 if os.fork():
     os.execv("/bin/sleep", ["sleep", "30"])
-while True:
-    with open(f"/proc/{os.getppid()}/maps") as maps:
-        lines = maps.read().splitlines()
-    if any("/sleep" in line for line in lines):
-        break
-    time.sleep(0.01)
-address = next(int(line.split("-")[0], 16) for line in lines if " rw" in line)
+until, found = time.monotonic() + 20, []
+while not found and time.monotonic() < until:
+    time.sleep(0.05)
+    try:
+        with open(f"/proc/{os.getppid()}/maps") as maps:
+            found = [line for line in maps if "/sleep" in line and " rw" in line]
+    except OSError:
+        pass  # it is turning
+address = int(found[0].split("-")[0], 16)
 print(json.dumps([before, attributes(address), call(op="host").get("product")]), flush=True)
 os.kill(os.getppid(), 9)
 """
