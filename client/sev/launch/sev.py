@@ -69,7 +69,7 @@ class Sev:
         kvm_path: str = "/dev/kvm",
         share_memory: bool = True,
     ) -> None:
-        self._kernel = kernel
+        self.kernel = kernel
         self._share_memory = share_memory
         self._sev_path = sev_path
         self._kvm_path = kvm_path
@@ -133,14 +133,14 @@ class Sev:
                 metadata={"state": "dead" if self._closed else "created", "allowed": "close"},
             )
         try:
-            self._sev_fd = self._kernel.open(self._sev_path, os.O_RDONLY | os.O_CLOEXEC)
+            self._sev_fd = self.kernel.open(self._sev_path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise opening(error, self._sev_path) from None
         try:
-            self._machine = machine = Machine(self._kernel, self._kvm_path, self.VM_TYPE)
+            self._machine = machine = Machine(self.kernel, self._kvm_path, self.VM_TYPE)
             machine.check_vcpu_count(vcpu_count)
             self._check_features(machine, vmsa_features)
-            self._command(kvm_sev.SEV_INIT2, kvm_sev.SevInit(vmsa_features=vmsa_features))
+            self.command(kvm_sev.SEV_INIT2, kvm_sev.SevInit(vmsa_features=vmsa_features))
             machine.add_memory(memory_bytes, firmware_bytes, shared=self._share_memory)
             machine.register_memory()
             machine.add_vcpus(vcpu_count, cpuid_signature, ap_reset_address)
@@ -175,12 +175,12 @@ class Sev:
                 "a session is the owner's certificate and the launch blob: both or neither", field="session"
             )
         placed: list[int] = []
-        memory = self._kernel.memory
+        memory = self.kernel.memory
         try:
             placed += [memory.place(bytes(blob)) for blob in (certificate, session) if blob]
             dh, blob = placed or (0, 0)
             request = abi.LaunchStart(handle, policy, dh, len(certificate), blob, len(session))
-            return abi.LaunchStart.decode(self._command(kvm_sev.LAUNCH_START, request)).handle
+            return abi.LaunchStart.decode(self.command(kvm_sev.LAUNCH_START, request)).handle
         finally:
             for address in placed:
                 memory.release(address)
@@ -197,11 +197,11 @@ class Sev:
         address = self.machine.address(gpa, size)
         for offset in range(0, size, UPDATE_BYTES):
             piece = min(UPDATE_BYTES, size - offset)
-            self._command(kvm_sev.LAUNCH_UPDATE_DATA, abi.LaunchUpdateData(address + offset, piece))
+            self.command(kvm_sev.LAUNCH_UPDATE_DATA, abi.LaunchUpdateData(address + offset, piece))
 
     def update_vmsa(self) -> None:
         """LAUNCH_UPDATE_VMSA of every vCPU, in their order: SEV-ES alone. Nothing can change their registers then."""
-        self._command(kvm_sev.LAUNCH_UPDATE_VMSA, None)
+        self.command(kvm_sev.LAUNCH_UPDATE_VMSA, None)
 
     def measure(self) -> bytes:
         """LAUNCH_MEASURE: measure and nonce, 48 bytes, for the owner. Nothing can be updated afterwards."""
@@ -214,25 +214,25 @@ class Sev:
             UsageError: Not inside one region.
             FirmwareError: BAD_MEASUREMENT: packed for another launch, or changed.
         """
-        memory = self._kernel.memory
+        memory = self.kernel.memory
         address = self.machine.address(gpa, len(payload))
         placed: list[int] = []
         try:
             placed += [memory.place(bytes(header) or b"\0"), memory.place(bytes(payload) or b"\0")]
             request = abi.LaunchSecret(placed[0], len(header), address, len(payload), placed[1], len(payload))
-            self._command(kvm_sev.LAUNCH_SECRET, request)
+            self.command(kvm_sev.LAUNCH_SECRET, request)
         finally:
             for place in placed:
                 memory.release(place)
 
     def finish(self) -> None:
         """LAUNCH_FINISH: the guest may run, the firmware forgets the session's keys."""
-        self._command(kvm_sev.LAUNCH_FINISH, None)
+        self.command(kvm_sev.LAUNCH_FINISH, None)
         self.machine.finished = True
 
     def status(self) -> abi.GuestStatus:
         """GUEST_STATUS: handle, policy, state."""
-        return abi.GuestStatus.decode(self._command(kvm_sev.GUEST_STATUS, abi.GuestStatus()))
+        return abi.GuestStatus.decode(self.command(kvm_sev.GUEST_STATUS, abi.GuestStatus()))
 
     def attestation(self, mnonce: bytes) -> bytes:
         """GET_ATTESTATION_REPORT: a report over this nonce (16 bytes), 208 bytes, signed by the PEK."""
@@ -252,6 +252,17 @@ class Sev:
         """DBG_ENCRYPT: guest memory replaced, where the policy allows it. Raises FirmwareError: POLICY_FAILURE."""
         self._debug(kvm_sev.DBG_ENCRYPT, gpa, bytes(data))
 
+    def command(self, number: int, request: Record | None, *, data: bytearray | None = None) -> bytearray:
+        """Any command of this guest's (sev.abi.kvm_sev): its structure as the kernel left it.
+
+        Raises:
+            FirmwareError, KernelError: Refused.
+            WrongState: There is no VM.
+        """
+        return commands.issue(
+            self.kernel, self.vm_fd, number, request, sev_fd=self._sev_fd, remedies=_REMEDIES, data=data
+        )
+
     def close(self) -> None:
         """Ends the guest and frees its ASID; once more does nothing."""
         self._closed = True
@@ -262,14 +273,14 @@ class Sev:
             raise UsageError(f"vmsa_features: 0x{features:x}: an SEV guest has no VMSA", field="vmsa_features")
 
     def _debug(self, number: int, gpa: int, data: bytes) -> bytes:
-        size, memory = len(data), self._kernel.memory
+        size, memory = len(data), self.kernel.memory
         if not size:
             raise UsageError("nothing to read or write", field="size")
         address = self.machine.address(gpa, size)
         place = memory.place(data)  # a copy: only whole pages at a page may be shared
         try:
             ends = (address, place) if number == kvm_sev.DBG_DECRYPT else (place, address)
-            self._command(number, abi.Debug(*ends, size))
+            self.command(number, abi.Debug(*ends, size))
             return memory.read(place, size)
         finally:
             memory.release(place)
@@ -280,7 +291,7 @@ class Sev:
         assert callable(make)
         data = bytearray()
         try:
-            self._command(number, make(0, 0), data=data)
+            self.command(number, make(0, 0), data=data)
         except SevError as error:
             if error.firmware_status != statuses.INVALID_LENGTH:
                 raise
@@ -288,17 +299,12 @@ class Sev:
         if needed > PAGE:
             raise InternalError(f"{kvm_sev.command_name(number)}: the firmware wants {needed} bytes")
         buffer = bytearray(needed)
-        place = self._kernel.memory.place(buffer)
+        place = self.kernel.memory.place(buffer)
         try:
-            self._command(number, make(place, needed))
+            self.command(number, make(place, needed))
         finally:
-            self._kernel.memory.release(place)
+            self.kernel.memory.release(place)
         return bytes(buffer)
-
-    def _command(self, number: int, request: Record | None, *, data: bytearray | None = None) -> bytearray:
-        return commands.issue(
-            self._kernel, self.vm_fd, number, request, sev_fd=self._sev_fd, remedies=_REMEDIES, data=data
-        )
 
     def _close_all(self) -> None:
         machine, self._machine = self._machine, None
@@ -306,7 +312,7 @@ class Sev:
             machine.close()
         fd, self._sev_fd = self._sev_fd, -1
         if fd >= 0:
-            self._kernel.close(fd)
+            self.kernel.close(fd)
 
 
 class SevEs(Sev):
