@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sev.errors import NotNow, SevError
 from sevd.devices.work import Withdrawn
+from sevd.guests.aside import aside
 from sevd.guests.machine import Finish, Start, accepted_bytes
 from sevd.guests.model import PAGE, Guest, GuestState, Region
 from sevd.guests.states import Step
@@ -67,7 +68,7 @@ class Launcher:
         try:
             await self._quiet.admit()
             # A process takes its time to start: other guests' work goes on meanwhile.
-            machine = await asyncio.to_thread(machines.make)
+            machine = await aside(machines.make)
             await work.do(machine.create, guest.card())
             work.check()
             if self.closed:
@@ -280,11 +281,11 @@ class Launcher:
                 try:
                     if self._machines is not None and self._machines.outlive:
                         # Its own process frees what it held: other guests' steps need not wait for that.
-                        await asyncio.to_thread(machine.close)
+                        await aside(machine.close)
                     else:
                         await self._scheduler.release(guest.lane, machine.close).done()
                 except NotNow:  # the worker has ended: nothing of this guest runs any more
-                    await asyncio.to_thread(machine.close)
+                    await aside(machine.close)
             except Exception:
                 log.exception("the machine of guest %s could not be closed", guest.lane)
         self._changed()

@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from sev.errors import MalformedInput, NotNow, NotPermitted, SevError, UsageError, WrongState
+from sevd.guests.aside import aside
 from sevd.guests.model import GuestState
 from sevd.guests.states import Step
 from sevd.worker import wire
@@ -269,7 +270,7 @@ class Running:
         machine = guest.ready_for(Step.RUN)
         self._runs[guest] = None
         try:
-            sock = await asyncio.to_thread(machine.run_connection)
+            sock = await aside(machine.run_connection)
         except BaseException:
             del self._runs[guest]
             raise

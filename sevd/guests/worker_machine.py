@@ -41,6 +41,9 @@ ANSWER_SECONDS = 120.0
 ADOPT_SECONDS = 10.0
 """Seconds that a worker of an earlier daemon has to hand its guest's memory over."""
 
+RUN_SECONDS = 10.0
+"""Seconds that a worker has to take a run connection."""
+
 END_SECONDS = 120.0
 """Seconds that a worker has to be gone once it ended its guest: a terabyte of memory takes its time to be freed."""
 
@@ -249,7 +252,7 @@ class WorkerMachine:
 
     def run_connection(self) -> socket.socket:
         """A connection that runs vCPUs (sevd.worker.vcpus)."""
-        return dial(self._folder, "run")
+        return dial(self._folder, "run", RUN_SECONDS)
 
     def watch(self, lost: Callable[[str], None]) -> None:
         """Calls `lost` on the running event loop if the process ends without `close`."""
