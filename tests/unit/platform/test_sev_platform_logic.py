@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -438,6 +440,44 @@ async def test_a_firmware_that_fails_leaves_its_status(tmp_path: Path) -> None:
         assert (refused.value.firmware_status, refused.value.command) == (status.HWERROR_UNSAFE, "PEK_GEN")
         assert it.kinds == []
         assert it.refreshed == 1
+
+
+async def test_a_device_open_for_reading_only(tmp_path: Path) -> None:
+    """A daemon without the right to write tells what it can, and says of the rest that it may not."""
+    with simulated_host(tmp_path) as simulator:
+        process, scheduler = simulator.process(), Scheduler()
+
+        class ReadOnly:
+            memory = process.memory
+
+            def open(self, path: str, flags: int) -> int:
+                if flags & os.O_ACCMODE != os.O_RDONLY:
+                    raise PermissionError(errno.EACCES, "Permission denied")
+                return process.open(path, flags)
+
+            def close(self, fd: int) -> None:
+                process.close(fd)
+
+            def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
+                return process.ioctl(fd, request, argument)
+
+        device = PlatformDevice(ReadOnly(), scheduler)  # type: ignore[arg-type]  # a platform maps nothing
+        platform = SevPlatform(device, Events(simulated=True), occupancy=Occupancy(simulator.product))
+        steps: list[Callable[[], Awaitable[Any]]] = [
+            lambda: platform.signing_request(ROOT),
+            lambda: platform.generate_pdh(ROOT),
+            lambda: platform.generate_pek(ROOT, True),
+            lambda: platform.reset(ROOT, True),
+        ]
+        try:
+            assert (await platform.status()).state is SevState.INIT
+            assert len((await platform.export(VIEWER)).pdh) == abi.SIZE
+            for step in steps:
+                with pytest.raises(NotPermitted, match="open for reading only"):
+                    await step()
+        finally:
+            await device.close()
+            scheduler.close()
 
 
 async def test_without_a_device_everything_says_what_is_missing() -> None:

@@ -345,7 +345,7 @@ async def test_a_device_open_for_reading_only(tmp_path: Path) -> None:
             def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
                 return process.ioctl(fd, request, argument)
 
-        device = PlatformDevice(ReadOnly(), scheduler)
+        device = PlatformDevice(ReadOnly(), scheduler)  # type: ignore[arg-type]  # a platform maps nothing
         platform = SnpPlatform(device, Events(), product=products.GENOA)
         assert (await platform.status()).state is SnpState.INIT
         with pytest.raises(SevError) as refused:
