@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import struct
 from collections.abc import Iterator
 from hashlib import sha256
 
 import pytest
 
-from sev.abi import kvm, kvm_run, kvm_sev
+from sev.abi import kvm, kvm_run, kvm_sev, kvm_vcpu
 from sev.abi import kvm_sev_legacy as abi
+from sev.abi.record import Record
 from sev.abi.sev_certificate import SevCertificate
 from sev.errors import FirmwareError
 from sev.launch.machine import FOUR_GIB
@@ -18,6 +22,7 @@ from sev.launch.vcpu import Vcpu
 from sev.measurement.vcpu_types import signature
 from sev.session import Session, measurement, secret
 from sevd.simulator.overlay import OverlayKernel, _Vm
+from tests.support import real_mode as rm
 from tests.support.device_files import DeviceFiles, device_files
 from tests.support.needs import need_kvm
 from tests.support.tiny_firmware import AP_RESET, DEBUG_PORT, HALT, PRINT, SIZE, tiny_firmware
@@ -284,3 +289,94 @@ class Receive(_Commands):
 
     def end(self) -> None:
         self.op(kvm_sev.RECEIVE_FINISH)
+
+
+class Raw:
+    """A VM of 64 KiB by raw ioctls, in the order that a test wants."""
+
+    def __init__(
+        self, kernel: OverlayKernel, served: DeviceFiles, vm_type: int, initialise: int, *, shared: bool
+    ) -> None:
+        self.kernel = kernel
+        self.sev = kernel.open(str(served.sev), os.O_RDONLY)
+        self.device = kernel.open("/dev/kvm", os.O_RDWR)
+        self.vm = kernel.ioctl(self.device, kvm.KVM_CREATE_VM, vm_type)
+        flags = mmap.MAP_ANONYMOUS | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
+        self.ram = mmap.mmap(-1, rm.RAM, flags=flags)
+        self.address = kernel.memory.place(memoryview(self.ram))
+        self.op(initialise, kvm_sev.SevInit() if initialise == kvm_sev.SEV_INIT2 else None)
+
+    def op(self, number: int, data: Record | None = None) -> None:
+        """A command."""
+        place = self.kernel.memory.place(data.encode() if data is not None else b"\0")
+        self.ask(self.vm, kvm.KVM_MEMORY_ENCRYPT_OP, kvm_sev.SevCmd(number, place, 0, self.sev))
+        self.kernel.memory.release(place)
+
+    def ask(self, fd: int, request: int, structure: Record) -> None:
+        """An ioctl with a structure."""
+        place = self.kernel.memory.place(structure.encode())
+        try:
+            self.kernel.ioctl(fd, request, place)
+        finally:
+            self.kernel.memory.release(place)
+
+    def slot(self, size: int = rm.RAM) -> None:
+        """All memory at address 0; 0 bytes take it away."""
+        self.ask(self.vm, kvm.KVM_SET_USER_MEMORY_REGION, kvm.UserMemoryRegion(0, 0, 0, size, self.address))
+
+    def vcpu(self) -> Vcpu:
+        """A vCPU in real mode at LOAD."""
+        fd = self.kernel.ioctl(self.vm, kvm.KVM_CREATE_VCPU, 0)
+        state = bytearray(kvm_vcpu.Sregs.size())
+        place = self.kernel.memory.place(state)
+        self.kernel.ioctl(fd, kvm.KVM_GET_SREGS, place)
+        struct.pack_into("<QIH", state, 0, 0, 0xFFFF, 0)  # cs: base 0, selector 0
+        self.kernel.ioctl(fd, kvm.KVM_SET_SREGS, place)
+        self.kernel.memory.release(place)
+        self.ask(fd, kvm.KVM_SET_REGS, kvm_vcpu.Regs(rip=rm.LOAD, rflags=2, rsp=0x7000))
+        return Vcpu(self.kernel, fd, self.kernel.ioctl(self.device, kvm.KVM_GET_VCPU_MMAP_SIZE))
+
+    def launch(self, program: bytes, policy: int, *, slot_first: bool) -> None:
+        """A launch of one page, but for the state of vCPUs."""
+        self.ram[rm.LOAD : rm.LOAD + len(program)] = program
+        if slot_first:
+            self.slot()
+        self.op(kvm_sev.LAUNCH_START, abi.LaunchStart(0, policy))
+        self.op(kvm_sev.LAUNCH_UPDATE_DATA, abi.LaunchUpdateData(self.address + rm.LOAD, PAGE))
+        if not slot_first:
+            self.slot()
+
+    def finish(self) -> None:
+        """LAUNCH_MEASURE and LAUNCH_FINISH."""
+        self.op(kvm_sev.LAUNCH_MEASURE, abi.LaunchMeasure(self.kernel.memory.place(bytes(48)), 48))
+        self.op(kvm_sev.LAUNCH_FINISH)
+
+
+PROGRAM = rm.text(DEBUG_PORT, b"hello") + rm.HLT
+INITIALISES = {
+    "SEV": (kvm.VM_TYPE_SEV, kvm_sev.SEV_INIT2, 0),
+    "SEV-ES": (kvm.VM_TYPE_SEV_ES, kvm_sev.SEV_INIT2, 4),
+    "old SEV": (kvm.VM_TYPE_DEFAULT, kvm_sev.SEV_INIT, 0),
+    "old SEV-ES": (kvm.VM_TYPE_DEFAULT, kvm_sev.SEV_ES_INIT, 4),
+}
+
+
+@pytest.mark.parametrize("slot_first", [True, False])
+@pytest.mark.parametrize("kind", INITIALISES)
+def test_any_order_and_any_kind_of_vm(kernel: OverlayKernel, served: DeviceFiles, kind: str, slot_first: bool) -> None:
+    vm_type, initialise, policy = INITIALISES[kind]
+    guest = Raw(kernel, served, vm_type, initialise, shared=True)
+    vcpu = guest.vcpu()
+    guest.launch(PROGRAM, policy, slot_first=slot_first)
+    if policy:
+        guest.op(kvm_sev.LAUNCH_UPDATE_VMSA)
+    guest.finish()
+    assert guest.ram[rm.LOAD : rm.LOAD + len(PROGRAM)] != PROGRAM
+    assert run(vcpu) == (b"hello", kvm_run.HALT)
+    vcpu.close()
+
+
+def test_memory_that_is_no_shared_mapping_is_refused(kernel: OverlayKernel, served: DeviceFiles) -> None:
+    guest = Raw(kernel, served, kvm.VM_TYPE_SEV, kvm_sev.SEV_INIT2, shared=False)
+    with pytest.raises(OSError, match="Invalid argument"):
+        guest.launch(PROGRAM, 0, slot_first=True)
