@@ -62,7 +62,12 @@ def test_the_folder_has_everything_and_sev_came_last(host: DeviceFiles) -> None:
         assert path.lstat().st_ctime_ns <= host.sev.lstat().st_ctime_ns
     assert stat.S_ISREG(host.sev.stat().st_mode)
     assert stat.S_IMODE(host.sev.stat().st_mode) == 0o600
-    assert len([line for line in host.log().splitlines() if "ready: SIMULATED milan" in line]) == 1
+    # It is said once everything is there, and `sev` was there a moment earlier.
+    until = time.monotonic() + 10
+    while not (said := [line for line in host.log().splitlines() if "ready: SIMULATED milan" in line]):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert len(said) == 1
     assert not [name for name in os.listdir(host.devices / "roots") if name.startswith(".")]
 
 
