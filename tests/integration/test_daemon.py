@@ -212,7 +212,7 @@ def test_a_locked_state_directory_is_refused(host_folder: Path) -> None:
     ("options", "says"),
     [
         (["--invented"], "unrecognized arguments"),
-        (["--simulate=rome"], "invalid choice"),
+        (["--simulate=venice"], "invalid choice"),
         (["--seed=x", SIMULATE], "invalid"),
         (["--seed=-1", SIMULATE], "invalid"),
         (["--seed=1"], "Add --simulate"),
