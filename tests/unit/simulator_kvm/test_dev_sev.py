@@ -269,10 +269,11 @@ def test_state_survives_a_restart(tmp_path: Path) -> None:
         ).data
 
     with simulated_host(tmp_path) as host:
+        before = identity(host)
         process = host.process()
         fd = process.open("/dev/sev", os.O_RDWR)
         assert issue(process, fd, abi.SNP_SET_CONFIG, abi.SnpConfig(0, masks=1).encode())[:2] == (0, 0)
-        before = identity(host)
+        assert identity(host) != before, "until the next start"
     again = Simulator.open(tmp_path, product="genoa")
     assert identity(again) == before
     again.close()
