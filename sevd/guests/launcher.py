@@ -217,6 +217,8 @@ class Launcher:
             if guest.state is GuestState.DELETED:
                 raise guest.gone()
             await self._give_up(guest)
+            if guest.state is GuestState.LOST and self._machines is not None:
+                await aside(self._machines.forget, guest.owner, guest.guest_id)
             self._registry.remove(guest)
             self._ledger.give_back(guest.owner, guest.request)
             self._become(guest, GuestState.DELETED, "guest.deleted", "was deleted")
@@ -227,7 +229,7 @@ class Launcher:
             self._declare_lost(guest, reason)
         for guest in self._registry:
             async with guest.lock:
-                await self._give_up(guest)
+                await self._give_up(guest, reason)
 
     async def lose_one(self, guest: Hosted, machine: GuestMachine, reason: str) -> None:
         """The machine of this guest ended by itself: the guest is LOST, and what it held is given back."""
@@ -236,7 +238,7 @@ class Launcher:
         self._declare_lost(guest, reason)
         async with guest.lock:
             if guest.machine is machine:
-                await self._give_up(guest)
+                await self._give_up(guest, reason)
 
     async def leave(self) -> None:
         """The daemon ends and the guests do not: gives up what the daemon holds of them."""
@@ -272,8 +274,8 @@ class Launcher:
             for offset in range(0, region.size, self._chunk):
                 yield index, region.gpa + offset, min(self._chunk, region.size - offset)
 
-    async def _give_up(self, guest: Hosted) -> None:
-        """Closes the machine. A close that fails is logged: there is nothing else left to try."""
+    async def _give_up(self, guest: Hosted, lost: str = "") -> None:
+        """Closes the machine; `lost`: why the guest was lost. A close that fails is logged."""
         self._quiet.end(guest.lane)
         machine, guest.machine, guest.asid = guest.machine, None, 0
         if machine is not None:
@@ -281,11 +283,11 @@ class Launcher:
                 try:
                     if self._machines is not None and self._machines.outlive:
                         # Its own process frees what it held: other guests' steps need not wait for that.
-                        await aside(machine.close)
+                        await aside(machine.close, lost)
                     else:
                         await self._scheduler.release(guest.lane, machine.close).done()
                 except NotNow:  # the worker has ended: nothing of this guest runs any more
-                    await aside(machine.close)
+                    await aside(machine.close, lost)
             except Exception:
                 log.exception("the machine of guest %s could not be closed", guest.lane)
         self._changed()

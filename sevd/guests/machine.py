@@ -271,7 +271,7 @@ class Machine:
         """It ends with the daemon."""
         self.close()
 
-    def close(self) -> None:
+    def close(self, lost: str = "") -> None:
         """Ends the VM, frees its ASID, and ends the process it belonged to."""
         try:
             if self._driver is not None:
@@ -358,6 +358,9 @@ class OwnMachines:
     def find(self) -> Iterable[Found]:
         """Nothing outlived an earlier daemon."""
         return ()
+
+    def forget(self, owner: str, guest_id: str) -> None:
+        """Nothing is remembered."""
 
     def close(self) -> None:
         """Nothing was prepared."""

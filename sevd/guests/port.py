@@ -139,8 +139,9 @@ class GuestMachine(Protocol):
             NotOffered: Guests do not execute where this machine lives.
         """
 
-    def close(self) -> None:
-        """Ends the VM and frees what it held; once more does nothing."""
+    def close(self, lost: str = "") -> None:
+        """Ends the VM and frees what it held; once more does nothing. `lost` says why the guest was lost, if it was:
+        a machine that outlives the daemon leaves that for the next one to find (Machines.forget)."""
 
     def leave(self) -> None:
         """The daemon ends: gives up what the daemon holds of it. A machine that outlives the daemon goes on."""
@@ -176,6 +177,9 @@ class Machines(Protocol):
 
     def find(self) -> Iterable[Found]:
         """What an earlier daemon left. Blocks; to be called once, before anything is made."""
+
+    def forget(self, owner: str, guest_id: str) -> None:
+        """A guest that was lost is deleted: it will not be found again. Blocks."""
 
     def close(self) -> None:
         """Gives up what was prepared. Blocks."""

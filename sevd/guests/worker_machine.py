@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from sev.errors import RefusedError, SevError, UsageError
 from sev.launch.memory import SEALS, layout
+from sevd.guests import remains
 from sevd.guests.port import Piece, SharedMemory
 from sevd.guests.sev_launch import Measured
 from sevd.worker import notes, wire
@@ -266,22 +267,26 @@ class WorkerMachine:
         self._watch = loop, self._worker.pidfd
         loop.add_reader(self._worker.pidfd, ended)
 
-    def close(self) -> None:
+    def close(self, lost: str = "") -> None:
         """Ends the VM; returns when the process is gone, and with it everything that it held."""
         if self._closed:
             return
         self._closed = True
         worker = self._worker
-        # First: if this daemon is killed meanwhile, the next one does not take for lost what was to end.
-        with contextlib.suppress(OSError):
-            os.unlink(self._folder / CARD)
+        if not lost:
+            # First: if this daemon is killed meanwhile, the next one does not take for lost what was to end.
+            with contextlib.suppress(OSError):
+                os.unlink(self._folder / CARD)
         with contextlib.suppress(RefusedError):
             worker.ask({"op": "end"})
         if not worker.ended(END_SECONDS):
             log.error("the worker process %d does not end its guest: it is killed", worker.pid)
             worker.kill()
         self._let_go()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if lost:
+            remains.keep(self._folder, lost)
+        else:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def leave(self) -> None:
         """The daemon ends; the worker goes on."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import secrets
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sev.errors import InternalError, LimitReached, MalformedInput, RefusedError, SevError
+from sevd.guests import remains
 from sevd.guests.port import Found, GuestMachine, Progress
 from sevd.guests.worker_machine import Worker, WorkerMachine, dial
 from sevd.worker import notes, wire
@@ -37,8 +37,6 @@ START_SECONDS = 30.0
 
 ANSWER_SECONDS = 10.0
 """Seconds that a worker of an earlier daemon has to answer; one that does not is of no use any more."""
-
-_CARD_BYTES = 64 << 10
 
 DESCRIPTORS = 8
 """Descriptors that must be free before a worker is looked for: without them its guest would be taken for lost."""
@@ -116,6 +114,14 @@ class Workers:
         """The guests of an earlier daemon, in the order of their creation; what is left of others is removed."""
         found = [one for folder in sorted(self._folder.iterdir()) if (one := self._look(folder)) is not None]
         yield from sorted(found, key=lambda one: one.card.create_time)
+
+    def forget(self, owner: str, guest_id: str) -> None:
+        """Removes what tells of a guest that was lost."""
+        for folder in self._folder.iterdir():
+            with contextlib.suppress(OSError, ValueError, RecursionError, SevError):
+                document = remains.read(folder)
+                if remains.LOST in document and (document["owner"], document["guest_id"]) == (owner, guest_id):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Ends the worker that was kept ready."""
@@ -216,7 +222,7 @@ class Workers:
         machine = WorkerMachine(worker, folder)
         try:
             answer = worker.ask({"op": "describe"}, seconds=ANSWER_SECONDS)
-            card = notes.card_from(_document(folder))
+            card = notes.card_from(remains.read(folder))
             progress = notes.progress_from(wire.table(answer, "progress"), _taken(worker))
             machine.adopt(card)
         except (OSError, ValueError, RecursionError, SevError) as error:
@@ -231,31 +237,28 @@ class Workers:
 
     def _left(self, folder: Path, killed: str = "") -> Found | None:
         """What a worker that is gone left: its guest, if it had one. `killed` says why it did not end by itself."""
-        found: Found | None = None
         try:
-            document = _document(folder)
+            document = remains.read(folder)
             same_boot = document.get("boot") == boot_id()
-            reason = killed or (
-                "its worker process ended while no daemon watched it"
-                if same_boot
-                else "the machine was started again, and its guests ended"
+            reason = (
+                document.get(remains.LOST)
+                or killed
+                or (
+                    "its worker process ended while no daemon watched it"
+                    if same_boot
+                    else "the machine was started again, and its guests ended"
+                )
             )
-            found = Found(notes.card_from(document), Progress(), None, reason)
+            found = Found(notes.card_from(document), Progress(), None, str(reason))
         except FileNotFoundError:
             pass  # it never came to be
         except (OSError, ValueError, AttributeError, RecursionError, SevError) as error:
             log.error("%s cannot be read, its guest is unknown: %s", folder / CARD, error)
+        else:
+            remains.keep(folder, found.reason)
+            return found
         shutil.rmtree(folder, ignore_errors=True)
-        return found
-
-
-def _document(folder: Path) -> dict[str, object]:
-    """What was written about the guest of a folder. Raises OSError, ValueError, RecursionError, MalformedInput."""
-    with (folder / CARD).open("rb") as file:
-        document = json.loads(file.read(_CARD_BYTES))
-    if not isinstance(document, dict):
-        raise MalformedInput(f"{CARD} is no JSON object", field="card")
-    return document
+        return None
 
 
 def _check_room() -> None:

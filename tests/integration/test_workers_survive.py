@@ -208,8 +208,8 @@ def test_a_worker_that_is_killed_loses_its_guest_and_nothing_else(service: Servi
         assert host.guest("second-guest").state == "created"
         with pytest.raises(SevError):
             host.start_launch("first-guest", policy=0)
-        assert len(os.listdir(service.folder / "state" / "workers")) == 1
         host.delete_guest("first-guest", confirm=True)
+        assert len(os.listdir(service.folder / "state" / "workers")) == 1
         with pytest.raises(NotFound):
             host.guest("first-guest")
 
@@ -225,6 +225,15 @@ def test_what_died_while_no_daemon_ran_is_told(service: Service) -> None:
     with service.connect() as host:
         guest = host.guest("first-guest")
         assert (guest.state, guest.failure) == ("lost", "its worker process ended while no daemon watched it")
+    service.kill()
+    service.start()
+    with service.connect() as host:
+        assert host.guest("first-guest") == guest
+        host.delete_guest("first-guest", confirm=True)
+    service.kill()
+    service.start()
+    with service.connect() as host, pytest.raises(NotFound):
+        host.guest("first-guest")
 
 
 OTHER = """

@@ -42,8 +42,10 @@ def workers(folder: Path, **changes: str) -> Iterator[Workers]:
     finally:
         made.close()
         for found in Workers(folder, sev_path=paths["sev_path"], kvm_path=paths["kvm_path"]).find():
-            assert isinstance(found.machine, WorkerMachine)
-            found.machine.close()
+            if found.machine is None:
+                made.forget(found.card.owner, found.card.guest_id)
+            else:
+                found.machine.close()
 
 
 def machine(made: Workers, guest: Card | None = None) -> WorkerMachine:

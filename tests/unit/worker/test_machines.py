@@ -242,6 +242,12 @@ def test_a_guest_whose_worker_died_meanwhile_is_told_as_lost(tmp_path: Path) -> 
             assert found.machine is None
             assert found.card.guest_id == "guest-0001"
             assert found.reason == "its worker process ended while no daemon watched it"
+            # Until it is deleted.
+            assert list(later.find()) == [found]
+            later.forget("uid:1001", "guest-0001")
+            later.forget("uid:1000", "guest-0002")
+            assert list(later.find()) == [found]
+            later.forget("uid:1000", "guest-0001")
             assert list(later.find()) == []
         assert list(tmp_path.iterdir()) == []
 
@@ -330,8 +336,11 @@ async def test_the_end_of_a_worker_is_told_with_its_reason(tmp_path: Path) -> No
         assert await asyncio.wait_for(told, 5) == "its worker process was killed by SIGKILL"
         with pytest.raises(RefusedError, match="worker process is gone"):
             await asyncio.to_thread(guest.start, 0, bytes(16))
-        await asyncio.to_thread(guest.close)
+        await asyncio.to_thread(guest.close, told.result())
         await asyncio.sleep(0)
+        (found,) = made.find()
+        assert (found.machine, found.reason) == (None, "its worker process was killed by SIGKILL")
+        made.forget("uid:1000", "guest-0001")
         assert os.listdir(tmp_path) == []
 
 
