@@ -32,6 +32,9 @@ R = TypeVar("R")
 RECONNECT_SECONDS = 0.05
 """Pause before a call is tried again."""
 
+CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
+"""What gRPC says where the call was cancelled on this side."""
+
 CLOSED_PROBES = 3
 """So many connections in a row that are closed at once mean that the daemon does not admit this caller."""
 
@@ -180,6 +183,11 @@ class Attempts:
         error = from_failure(failure, self._call.request_id)
         if failure.code == "DEADLINE_EXCEEDED":
             raise self._too_slow()
+        if failure.code == "CANCELLED" and failure.details not in CANCELLED_HERE:
+            # A daemon that stops: gRPC drops what has arrived and was not begun.
+            if not self._call.repeatable or now + RECONNECT_SECONDS >= self._until:
+                raise error
+            return RECONNECT_SECONDS
         if failure.code != "UNAVAILABLE":
             raise error
         number = self._target.probe()

@@ -85,6 +85,21 @@ def test_what_cannot_be_repeated_is_not() -> None:
         _attempts(call=_call(repeatable=False)).after(UNAVAILABLE, 100.0)
 
 
+def test_a_call_that_a_stopping_daemon_drops_is_tried_again_until_the_timeout() -> None:
+    dropped = Failure("CANCELLED", "CANCELLED")
+    assert _attempts().after(dropped, 100.0) == RECONNECT_SECONDS
+    with pytest.raises(errors.NotNow):
+        _attempts().after(dropped, 105.0)
+    with pytest.raises(errors.NotNow):
+        _attempts(call=_call(repeatable=False)).after(dropped, 100.0)
+
+
+@pytest.mark.parametrize("details", ["Channel closed!", "Locally cancelled by application!"])
+def test_a_call_that_was_cancelled_here_is_not_tried_again(details: str) -> None:
+    with pytest.raises(errors.NotNow):
+        _attempts().after(Failure("CANCELLED", details), 100.0)
+
+
 @pytest.mark.parametrize("code", ["INTERNAL", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"])
 def test_nothing_else_is_tried_again(code: str) -> None:
     with pytest.raises(errors.SevError):
