@@ -139,9 +139,25 @@ class ControlClient:
         """The VMSA of a vCPU as it was measured, 4096 bytes. Raises WrongState before."""
         return packets.octets(self.call("vmsa", fd=fd), "page")
 
-    def transfer(self, fd: int, change: str, source: int, target: int, size: int) -> None:
-        """Copies this process's memory as SEV guest memory is (sevd.simulator.control_memory). Raises OSError."""
-        self.call("memory", fd=fd, change=change, source=source, target=target, size=size)
+    def transfer(
+        self, fd: int, change: str, source: int, target: int, size: int, *, then: tuple[int, int] | None = None
+    ) -> int:
+        """Copies this process's memory as SEV guest memory is (sevd.simulator.control_memory).
+
+        Args:
+            fd: The guest's VM.
+            change: COPY, OPEN or SEAL.
+            source: Address.
+            target: Address.
+            size: Bytes.
+            then: Request and argument of an ioctl of that VM, which follows; its result is answered, else 0.
+
+        Raises:
+            OSError: EFAULT, or the ioctl's.
+        """
+        more = {} if then is None else {"request": then[0], "argument": then[1]}
+        answer = self.call("memory", fd=fd, change=change, source=source, target=target, size=size, **more)
+        return packets.whole(answer, "result") if then is not None else 0
 
     def fault(self, spec: str) -> None:
         """Injects a fault (sevd.simulator.faults). Raises UsageError for no fault, NotPermitted."""

@@ -4,7 +4,8 @@
                                                    as they are ("copy"), as the guest reads them ("open"), or as they
                                                    lie in memory when the guest writes them ("seal")
 
-Whoever owns a VM may do so with its guest's memory: nothing of a simulated host protects anything.
+With request and argument an ioctl of the same VM follows, and its result is the answer. Whoever owns a VM may do so
+with its guest's memory: nothing of a simulated host protects anything.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _vmsa(session: Session, message: Message) -> Message:
 
 def _memory(session: Session, message: Message) -> Message:
     control_memory.transfer(session.simulator, session.process, _number(message, "fd", _U32), message)
-    return {}
+    return _ioctl(session, message) if "request" in message else {}
 
 
 def _host(session: Session, message: Message) -> Message:

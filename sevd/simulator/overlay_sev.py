@@ -1,9 +1,10 @@
 """SEV and SEV-ES guests that run on a real VM below the model.
 
 What the model encrypts lies encrypted in the caller's memory, where the host sees it; the real processor cannot decrypt
-it. So the pages that a command has encrypted are private: the real VM has them in memory of its own, in plain, at the
-same guest addresses, and all others are the caller's memory. What the guest writes there stays there. DBG_DECRYPT and
-SEND_UPDATE_DATA see the pages as the guest left them, encrypted for the purpose, so that the firmware's refusals hold.
+it. So once the guest may run the pages that were encrypted are private: the real VM has them in memory of its own, in
+plain, at the same guest addresses, and all others are the caller's memory. What the guest writes there stays there.
+DBG_DECRYPT and SEND_UPDATE_DATA see the pages as the guest left them, encrypted for the purpose, so that the firmware's
+refusals hold.
 
 A guest that asks for a change of pages between private and shared (KVM_HC_MAP_GPA_RANGE) gets it: its C-bit is that
 hypercall, for the real VM has none.
@@ -62,35 +63,34 @@ class SevOverlay:
         self._scratch = 0
         self._page: mmap.mmap | None = None
         self._ranges: list[tuple[int, int]] = []
+        self._finished = False
 
     def command(self, number: int, argument: int) -> int:
         """One of COMMANDS. Raises OSError, the model's, or the real kernel's where the pages cannot be mapped."""
         memory = self._kernel.memory
         data = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size())).data
         if number in FINISHES:
-            result = self._model(argument)
-            for slot in self._memory.slots():
-                with contextlib.suppress(OSError):  # memory that is no shared mapping, and holds nothing private
-                    self._memory.give_window(slot)
-            return result
+            return self._finish(argument)
         try:
-            if number == kvm_sev.DBG_DECRYPT:
+            if self._finished and number == kvm_sev.DBG_DECRYPT:
                 return self._decrypt(self._read(abi.Debug, data), argument)
-            if number == kvm_sev.SEND_UPDATE_DATA:
+            if self._finished and number == kvm_sev.SEND_UPDATE_DATA:
                 return self._send(self._read(abi.SendUpdateData, data), argument)
             address, size = self._filled(number, data)
-            if number == kvm_sev.DBG_ENCRYPT:
+            if self._finished:
                 self._renew(address, size)
         except (_Unknown, SevError):
             return self._model(argument)  # which says what is wrong
         result = self._model(argument)
-        self._ranges.append((address, size))
-        self._take(address, size)
+        if self._finished:
+            self._take(address, size)
+        else:
+            self._ranges.append((address, size))
         return result
 
     def adopt(self, number: int) -> None:
         """A slot was made: memory in it that was encrypted before is private. Raises OSError."""
-        for slot in self._memory.slots():
+        for slot in self._memory.slots() if self._finished else ():
             if slot.region.slot == number and slot.window is None:
                 for address, size in self._ranges:
                     self._take(address, size, slot)
@@ -115,6 +115,24 @@ class SevOverlay:
             page.close()
 
     # Commands that put something into the guest.
+
+    def _finish(self, argument: int) -> int:
+        """The guest may run: what was encrypted for it so far, in the caller's memory alone, is private from now on."""
+        result = self._model(argument)
+        merged: list[tuple[int, int]] = []
+        for address, size in sorted(self._ranges):
+            if merged and address <= sum(merged[-1]):
+                start, length = merged.pop()
+                address, size = start, max(start + length, address + size) - start  # noqa: PLW2901 - one range of two
+            merged.append((address, size))
+        self._ranges = merged
+        for address, size in merged:
+            self._take(address, size)
+        for slot in self._memory.slots():
+            with contextlib.suppress(OSError):  # memory that is no shared mapping, and holds nothing private
+                self._memory.give_window(slot)
+        self._finished = True
+        return result
 
     def _filled(self, number: int, data: int) -> tuple[int, int]:
         """(address, bytes) of guest memory that a command fills, to multiples of 16."""
@@ -162,8 +180,8 @@ class SevOverlay:
             raise _Unknown
         while left:
             size = min(PAGE - source % PAGE, left)
-            piece = abi.Debug(self._sealed(source), target, size)
-            result = self._issue(argument, piece)
+            page, place = self._sealed(source)
+            result = self._issue(argument, abi.Debug(place, target, size), page)
             source, target, left = source + size, target + size, left - size
         return result
 
@@ -171,10 +189,12 @@ class SevOverlay:
         whole = request.hdr_len and request.trans_len and request.guest_uaddr
         if not whole or request.guest_uaddr % PAGE + request.guest_len > PAGE:
             raise _Unknown
-        return self._issue(argument, replace(request, guest_uaddr=self._sealed(request.guest_uaddr)))
+        page, place = self._sealed(request.guest_uaddr)
+        return self._issue(argument, replace(request, guest_uaddr=place), page)
 
-    def _sealed(self, address: int) -> int:
-        """Where a page of the guest's lies as it is now, encrypted: in memory of its own; the address of the byte."""
+    def _sealed(self, address: int) -> tuple[int, int]:
+        """Where the page of a byte lies as the guest has it now (0: it is in no slot), and where that byte will be once
+        the page is encrypted: in memory of its own."""
         for slot, start, _ in self._parts(address, 1):
             base = slot.region.userspace_addr
             page = (start - base) // PAGE
@@ -184,9 +204,8 @@ class SevOverlay:
             if self._page is None:
                 self._page = mmap.mmap(-1, PAGE)
                 self._scratch = self._kernel.memory.place(memoryview(self._page))
-            self._move(SEAL, plain + page * PAGE, self._scratch, PAGE)
-            return self._scratch + address % PAGE
-        return address
+            return plain + page * PAGE, self._scratch + address % PAGE
+        return 0, address
 
     def _read(self, form: type[T], address: int) -> T:
         try:
@@ -194,14 +213,18 @@ class SevOverlay:
         except OSError:
             raise _Unknown from None
 
-    def _issue(self, argument: int, request: Record) -> int:
-        """The caller's command with another structure; the status goes to the caller's envelope."""
+    def _issue(self, argument: int, request: Record, page: int) -> int:
+        """The caller's command with another structure, on a page that is encrypted for it if there is one; the status
+        goes to the caller's envelope."""
         memory = self._kernel.memory
         command = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size()))
         data = memory.place(request.encode())
         envelope = memory.place(replace(command, data=data).encode())
         try:
-            return self._model(envelope)
+            if not page:
+                return self._model(envelope)
+            then = (kvm.KVM_MEMORY_ENCRYPT_OP, envelope)
+            return self._kernel.control.transfer(self._fd, SEAL, page, self._scratch, PAGE, then=then)
         finally:
             after = kvm_sev.SevCmd.decode(memory.read(envelope, kvm_sev.SevCmd.size()))
             memory.write(argument, replace(command, error=after.error).encode())

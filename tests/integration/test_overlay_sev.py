@@ -378,5 +378,9 @@ def test_any_order_and_any_kind_of_vm(kernel: OverlayKernel, served: DeviceFiles
 
 def test_memory_that_is_no_shared_mapping_is_refused(kernel: OverlayKernel, served: DeviceFiles) -> None:
     guest = Raw(kernel, served, kvm.VM_TYPE_SEV, kvm_sev.SEV_INIT2, shared=False)
+    fd = kernel.ioctl(guest.vm, kvm.KVM_CREATE_VCPU, 0)
+    guest.launch(PROGRAM, 0, slot_first=True)
     with pytest.raises(OSError, match="Invalid argument"):
-        guest.launch(PROGRAM, 0, slot_first=True)
+        guest.finish()
+    with pytest.raises(OSError, match="not supported"):
+        kernel.ioctl(fd, kvm.KVM_RUN)
