@@ -29,8 +29,8 @@ PLAIN_USER = {"plain-user.conf": "etc/systemd/system/sevd.service.d/plain-user.c
 """What is added where the daemon shall run as a user of its own."""
 
 _PROGRAM = "/usr/bin/sevd"
-_UNSEEN = ("/home", "/root", "/tmp", "/var", "/run", "/dev")  # noqa: S108 # not used: refused
-"""ProtectHome=, PrivateTmp= and NoExecPaths= of the unit."""
+_UNSEEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/var/lib/sevd", "/run/sevd")  # noqa: S108 # refused
+"""Where ProtectHome=, PrivateTmp= and NoExecPaths= of the unit leave no programs."""
 
 NEXT = """\
 Next:

@@ -129,7 +129,7 @@ def test_any_path_of_the_command_is_written_as_systemd_reads_it(tmp_path: Path, 
     assert found.endswith(quoted.replace("/{}", str(tmp_path)))
 
 
-@pytest.mark.parametrize("place", ["/home/somebody/bin/sevd", "/tmp/venv/bin/sevd", "/var/lib/venv/bin/sevd"])
+@pytest.mark.parametrize("place", ["/home/somebody/bin/sevd", "/tmp/venv/bin/sevd", "/var/tmp/venv/bin/sevd"])
 def test_a_command_that_the_service_would_not_see_is_refused(place: str) -> None:
     with pytest.raises(UsageError, match="sees no programs") as caught:
         install_units.check(Path("/usr/bin/python3"), Path(place))
