@@ -285,18 +285,36 @@ class DescriptorsOf:
     def __init__(self, identity: tuple[int, int], opened: Callable[[int], File]) -> None:
         self._identity = identity
         self._opened = opened
+        self._mounts = _fuse_mounts(identity[0])
 
     def __call__(self, pid: int, fd: int) -> File | None:
         """The open file of a descriptor; None if it is another file, or none."""
         try:
-            found = os.stat(f"/proc/{pid}/fd/{fd}")
-            if (found.st_dev, found.st_ino) != self._identity:
-                return None
             with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as info:
-                for line in info:
-                    key, _, value = line.partition(b":")
-                    if key == b"flags":
-                        return self._opened(int(value, 8))
-        except (OSError, ValueError):
+                found = dict(line.split(b":", 1) for line in info if line.count(b":") == 1)
+            # stat(2) asks whoever serves the file, which is this process: only where the mount does not tell.
+            if not self._is_known(found):
+                at = os.stat(f"/proc/{pid}/fd/{fd}")
+                if (at.st_dev, at.st_ino) != self._identity:
+                    return None
+            return self._opened(int(found[b"flags"], 8))
+        except (OSError, ValueError, KeyError):
             return None
-        return None
+
+    def _is_known(self, found: dict[bytes, bytes]) -> bool:
+        mount, inode = found.get(b"mnt_id"), found.get(b"ino")
+        if mount is None or inode is None:  # Linux before 5.14
+            return False
+        return int(mount) in self._mounts and int(inode) == self._identity[1]
+
+
+def _fuse_mounts(device: int) -> frozenset[int]:
+    """Identifiers of the mounts of a device as a whole that FUSE serves, in this process's namespace."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            rows = [line.split() for line in mounts]
+    except OSError:
+        return frozenset()
+    served = (row for row in rows if row[2] == name and row[3] == "/" and row[row.index("-") + 1].startswith("fuse"))
+    return frozenset(int(row[0]) for row in served)
