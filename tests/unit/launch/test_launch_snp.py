@@ -454,6 +454,15 @@ class Failing:
         self._count("ioctl")
         return self._process.ioctl(fd, request, argument)
 
+    def map(self, fd: int, size: int) -> memoryview:
+        return self._process.map(fd, size)
+
+    def unmap(self, view: memoryview) -> None:
+        self._process.unmap(view)
+
+    def discard(self, fd: int, offset: int, size: int) -> None:
+        self._process.discard(fd, offset, size)
+
 
 def test_whichever_call_fails_nothing_is_left(host: Simulator, process: Process) -> None:
     """Every ioctl of `create` in turn."""

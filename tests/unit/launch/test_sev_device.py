@@ -152,6 +152,15 @@ def test_a_kernel_that_answers_nonsense_lengths(process: Process) -> None:
             process.memory.write(envelope.data, abi.GetId2(0, 1 << 31).encode())
             return 0
 
+        def map(self, fd: int, size: int) -> memoryview:
+            return process.map(fd, size)
+
+        def unmap(self, view: memoryview) -> None:
+            process.unmap(view)
+
+        def discard(self, fd: int, offset: int, size: int) -> None:
+            process.discard(fd, offset, size)
+
     with SevDevice(Odd()) as device, pytest.raises(MalformedInput, match="length probe"):
         device.get_id()
 
