@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         hosted,
         hosted_plain,
         hosted_sev,
+        migration_operations,
         operations,
         sev_guest_operations,
         sev_operations,
@@ -46,6 +47,7 @@ else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
     hosted_plain, sev_operations = Later("sev.hosted_plain"), Later("sev.sev_operations")
     hosted_sev, sev_guest_operations = Later("sev.hosted_sev"), Later("sev.sev_guest_operations")
+    migration_operations = Later("sev.migration_operations")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -157,6 +159,13 @@ class AsyncHost:
     attestation_report = _Does(lambda: sev_guest_operations.attestation_report)
     read_guest_memory = _Does(lambda: sev_guest_operations.read_guest_memory)
     write_guest_memory = _Does(lambda: sev_guest_operations.write_guest_memory)
+    start_sending = _Does(lambda: migration_operations.start_sending)
+    send_pages = _Does(lambda: migration_operations.send_pages)
+    cancel_sending = _Does(lambda: migration_operations.cancel_sending)
+    finish_sending = _Does(lambda: migration_operations.finish_sending)
+    start_receiving = _Does(lambda: migration_operations.start_receiving)
+    receive_pages = _Does(lambda: migration_operations.receive_pages)
+    finish_receiving = _Does(lambda: migration_operations.finish_receiving)
     guest_report = _Does(lambda: guest_operations.guest_report)
     guest_key = _Does(lambda: guest_operations.guest_key)
     launch_plan = _Does(lambda: hosted.launch_plan)

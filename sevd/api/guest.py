@@ -18,6 +18,7 @@ from sevd.guests.memory import MemoryLoader
 from sevd.guests.model import CreateGuest, GuestType, Region
 from sevd.guests.running import Run
 from sevd.guests.service import Guests
+from sevd.guests.sev_travel import Carried
 
 _TYPES = {int(kind) for kind in GuestType}
 
@@ -147,6 +148,83 @@ class GuestSkin(PlainSkin):
             caller, request.guest_id, request.gpa, request.data, validate_only=request.validate_only
         )
         return pb.WriteGuestMemoryResponse()
+
+    async def start_sending_guest(
+        self, caller: Caller, request: pb.StartSendingGuestRequest
+    ) -> pb.StartSendingGuestResponse:
+        """SEND_START."""
+        guest, leaving = await self._guests.migration.start_sending(
+            caller,
+            request.guest_id,
+            request.pdh,
+            request.chain,
+            request.authorities,
+            validate_only=request.validate_only,
+        )
+        wanted = guest.request
+        return pb.StartSendingGuestResponse(
+            guest=messages.guest(guest.view()),
+            session=b"" if leaving is None else leaving.session,
+            firmware_bytes=wanted.firmware_bytes,
+            cpuid_signature=wanted.cpuid_signature,
+            ap_reset_address=wanted.ap_reset_address,
+            vcpus=() if leaving is None else leaving.vcpus,
+        )
+
+    async def send_guest_pages(self, caller: Caller, request: pb.SendGuestPagesRequest) -> pb.SendGuestPagesResponse:
+        """SEND_UPDATE_DATA."""
+        pages, following = await self._guests.migration.send(
+            caller, request.guest_id, request.position, validate_only=request.validate_only
+        )
+        carried = [pb.GuestPage(gpa=one.gpa, header=one.header, data=one.data) for one in pages]
+        return pb.SendGuestPagesResponse(pages=carried, next_position=following)
+
+    async def cancel_sending_guest(
+        self, caller: Caller, request: pb.CancelSendingGuestRequest
+    ) -> pb.CancelSendingGuestResponse:
+        """SEND_CANCEL."""
+        guest = await self._guests.migration.cancel_sending(
+            caller, request.guest_id, validate_only=request.validate_only
+        )
+        return pb.CancelSendingGuestResponse(guest=messages.guest(guest))
+
+    async def finish_sending_guest(
+        self, caller: Caller, request: pb.FinishSendingGuestRequest
+    ) -> pb.FinishSendingGuestResponse:
+        """SEND_FINISH."""
+        await self._guests.migration.finish_sending(caller, request.guest_id, validate_only=request.validate_only)
+        return pb.FinishSendingGuestResponse()
+
+    async def start_receiving_guest(
+        self, caller: Caller, request: pb.StartReceivingGuestRequest
+    ) -> pb.StartReceivingGuestResponse:
+        """RECEIVE_START."""
+        guest = await self._guests.migration.start_receiving(
+            caller,
+            request.guest_id,
+            request.policy,
+            request.pdh,
+            request.session,
+            validate_only=request.validate_only,
+        )
+        return pb.StartReceivingGuestResponse(guest=messages.guest(guest))
+
+    async def receive_guest_pages(
+        self, caller: Caller, request: pb.ReceiveGuestPagesRequest
+    ) -> pb.ReceiveGuestPagesResponse:
+        """RECEIVE_UPDATE_DATA."""
+        pages = [Carried(one.gpa, one.header, one.data) for one in request.pages]
+        await self._guests.migration.receive(caller, request.guest_id, pages, validate_only=request.validate_only)
+        return pb.ReceiveGuestPagesResponse()
+
+    async def finish_receiving_guest(
+        self, caller: Caller, request: pb.FinishReceivingGuestRequest
+    ) -> pb.FinishReceivingGuestResponse:
+        """RECEIVE_FINISH."""
+        guest = await self._guests.migration.finish_receiving(
+            caller, request.guest_id, list(request.vcpus), validate_only=request.validate_only
+        )
+        return pb.FinishReceivingGuestResponse(guest=messages.guest(guest))
 
     async def get_guest(self, caller: Caller, request: pb.GetGuestRequest) -> pb.GetGuestResponse:
         """One guest."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sevd.guests.digest import LaunchDigest
     from sevd.guests.model import CreateGuest
     from sevd.guests.port import Card
+    from sevd.guests.sev_travel import SevTravel
 
 
 class KeyRequest(NamedTuple):
@@ -162,6 +163,8 @@ class Machine:
         if plain:
             self._observer = None
             return
+        if self._launch is not None:
+            self.vm.on_conversion = self._launch.travel.take
         name = getattr(self._observer, "name", None)
         if name is not None:
             with contextlib.suppress(SevError):  # another owner's guest has it: then the model gives one of its own
@@ -219,7 +222,16 @@ class Machine:
 
     def secret(self, gpa: int, header: bytes, payload: bytes) -> None:
         """LAUNCH_SECRET. Raises NotOffered for other types."""
-        self._legacy("inject_secret").driver.secret(gpa, header, payload)
+        launch = self._legacy("inject_secret")
+        launch.driver.secret(gpa, header, payload)
+        launch.travel.take(gpa, len(payload))
+
+    @property
+    def travel(self) -> SevTravel:
+        """The guest's way to another host, or from one. Raises NotOffered for other types than SEV."""
+        if self._kind != GuestType.SEV:
+            no_such_step(self._kind, "start_sending")
+        return self._legacy("start_sending").travel
 
     def attestation(self, mnonce: bytes) -> bytes:
         """GET_ATTESTATION_REPORT, 208 bytes. Raises NotOffered for other types."""
@@ -274,6 +286,8 @@ class Machine:
     def close(self, lost: str = "") -> None:
         """Ends the VM, frees its ASID, and ends the process it belonged to."""
         try:
+            if self._launch is not None:
+                self._launch.travel.close()
             if self._driver is not None:
                 self._driver.close()
         finally:

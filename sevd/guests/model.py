@@ -49,6 +49,8 @@ class GuestState(IntEnum):
     PAUSED = 8
     STOPPED = 9
     MEASURED = 10
+    SENDING = 11
+    RECEIVING = 12
 
 
 class PageType(IntEnum):

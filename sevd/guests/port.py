@@ -12,11 +12,13 @@ from sevd.guests.model import CreateGuest, GuestState
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
+    from sev.launch.sev_migration import Departure
     from sevd.guests.machine import Finish, KeyRequest
     from sevd.guests.sev_launch import Measured
+    from sevd.guests.sev_travel import Carried, Leaving
 
 
 class Card(NamedTuple):
@@ -85,6 +87,31 @@ class SharedMemory(NamedTuple):
     layout: tuple[Piece, ...]
 
 
+class Travel(Protocol):
+    """An SEV guest's way to another host, or from one; see sevd.guests.sev_travel."""
+
+    def start_sending(self, pdh: bytes, chain: bytes, authorities: bytes) -> Leaving:
+        """SEND_START."""
+
+    def send(self, position: int, most: int) -> tuple[list[Carried], int]:
+        """SEND_UPDATE_DATA."""
+
+    def cancel(self) -> None:
+        """SEND_CANCEL."""
+
+    def finish_sending(self) -> None:
+        """SEND_FINISH."""
+
+    def start_receiving(self, departure: Departure, pdh: bytes) -> None:
+        """RECEIVE_START."""
+
+    def receive(self, pages: Sequence[Carried]) -> None:
+        """RECEIVE_UPDATE_DATA."""
+
+    def finish_receiving(self, vcpus: Sequence[bytes]) -> None:
+        """RECEIVE_FINISH."""
+
+
 class GuestMachine(Protocol):
     """One VM under launch."""
 
@@ -130,6 +157,10 @@ class GuestMachine(Protocol):
 
     def key(self, request: KeyRequest) -> bytes:
         """Plays the guest: MSG_KEY_REQ. Raises NotOffered on a real platform."""
+
+    @property
+    def travel(self) -> Travel:
+        """The guest's way to another host, or from one. Raises NotOffered for other types than SEV."""
 
     def run_connection(self) -> socket.socket:
         """A connection over which the guest's vCPUs are run (sevd.worker.vcpus): SOCK_SEQPACKET, blocking, connected,

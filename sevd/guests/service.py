@@ -21,6 +21,7 @@ from sevd.guests.launcher import Launcher
 from sevd.guests.limits import Limits
 from sevd.guests.machine import Finish, KeyRequest, Start
 from sevd.guests.memory import MemoryLoader
+from sevd.guests.migration import Migration
 from sevd.guests.model import LEGACY, CreateGuest, Guest, GuestState, GuestType, Region
 from sevd.guests.port import Machines, SharedMemory
 from sevd.guests.registry import Registry
@@ -100,6 +101,8 @@ class Guests:
         """Guests that are launched, and run."""
         self.sev = SevSteps(self._registry, scheduler, self._steps, self._launcher)
         """What SEV and SEV-ES guests alone have."""
+        self.migration = Migration(self._registry, scheduler, self._steps, self._launcher)
+        """SEV guests on their way."""
 
     def __len__(self) -> int:
         """How many guests there are, of everybody."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sev.errors import NotOffered, SevError
 from sevd.guests.model import GuestType
+from sevd.guests.sev_travel import SevTravel
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -44,6 +45,7 @@ class SevLaunch:
 
     Attributes:
         driver: What drives the VM.
+        travel: Its way to another host, or from one.
     """
 
     def __init__(self, kernel: Kernel, request: CreateGuest, *, sev_path: str, kvm_path: str, reckon: bool) -> None:
@@ -53,6 +55,7 @@ class SevLaunch:
         self.driver: Sev = kind(kernel, sev_path=sev_path, kvm_path=kvm_path)
         self._request = request
         self._digest = sha256() if reckon else None
+        self.travel = SevTravel(self.driver, told=not reckon)
 
     def update(self, gpa: int, size: int) -> None:
         """LAUNCH_UPDATE_DATA. After a refusal nobody knows how much was measured, and no digest is told."""
@@ -63,6 +66,7 @@ class SevLaunch:
         except SevError:
             self._digest = None
             raise
+        self.travel.take(gpa, size)
         if self._digest is not None:
             self._digest.update(before)
 

@@ -10,6 +10,13 @@ An SEV or SEV-ES guest is measured before its owner lets it go on:
     load_memory                    inject_secret
     update_launch
 
+and an SEV guest can go to another host:
+
+    READY, PAUSED ── start_sending ──> SENDING ── finish_sending ──> DELETED
+                                       send_pages ── cancel_sending ──> PAUSED
+    CREATED ── start_receiving ──> RECEIVING ── finish_receiving ──> READY
+                                   receive_pages
+
     READY ── run ──> RUNNING ── pause ──> PAUSED ── run ──> RUNNING
                      RUNNING ── shutdown, triple fault, a state that cannot be run ──> STOPPED
 
@@ -46,6 +53,13 @@ class Step(StrEnum):
     """Reports that the platform makes of SEV and SEV-ES guests."""
     DEBUG = "read_guest_memory"
     """Reading and writing memory by way of the firmware."""
+    SEND = "start_sending"
+    SEND_PAGES = "send_pages"
+    CANCEL = "cancel_sending"
+    SENT = "finish_sending"
+    RECEIVE = "start_receiving"
+    RECEIVE_PAGES = "receive_pages"
+    RECEIVED = "finish_receiving"
     RUN = "run_guest"
     PAUSE = "pause_guest"
     DELETE = "delete_guest"
@@ -82,6 +96,16 @@ def _legacy() -> dict[GuestState, dict[Step, GuestState]]:
     for state in (S.LAUNCHING, S.MEASURED, S.READY, S.RUNNING, S.PAUSED, S.STOPPED):
         out[state][Step.DEBUG] = state
         out[state][Step.DELETE] = S.DELETED
+    for state in (S.READY, S.PAUSED):
+        out[state][Step.SEND] = S.SENDING
+    out[S.CREATED][Step.RECEIVE] = S.RECEIVING
+    out[S.SENDING] = {
+        Step.SEND_PAGES: S.SENDING,
+        Step.CANCEL: S.PAUSED,
+        Step.SENT: S.DELETED,
+        Step.DELETE: S.DELETED,
+    }
+    out[S.RECEIVING] = {Step.RECEIVE_PAGES: S.RECEIVING, Step.RECEIVED: S.READY, Step.DELETE: S.DELETED}
     return out
 
 

@@ -25,6 +25,7 @@ from sev.launch.memory import SEALS, layout
 from sevd.guests import remains
 from sevd.guests.port import Piece, SharedMemory
 from sevd.guests.sev_launch import Measured
+from sevd.guests.worker_travel import WorkerTravel
 from sevd.worker import notes, wire
 from sevd.worker.guest import CARD, DEBUG_BYTES
 from sevd.worker.server import PLATFORM_GONE, SOCKET
@@ -250,6 +251,11 @@ class WorkerMachine:
     def key(self, request: KeyRequest) -> bytes:
         """Plays the guest: MSG_KEY_REQ."""
         return wire.octets(self._worker.ask({"op": "key", **request._asdict()}), "key")
+
+    @property
+    def travel(self) -> WorkerTravel:
+        """The guest's way to another host, or from one."""
+        return WorkerTravel(lambda message: self._worker.call(message)[0])
 
     def run_connection(self) -> socket.socket:
         """A connection that runs vCPUs (sevd.worker.vcpus)."""

@@ -62,7 +62,11 @@ class Conversions:
         try:
             fd, offset = self._machine.private_pages(gpa, size)
         except UsageError:
-            return errno.EINVAL if private else 0
+            told = self._machine.on_conversion
+            if told is None:
+                return errno.EINVAL if private else 0
+            told(gpa, size, private)  # a matter of the guest's own page tables: only who migrates it needs to know
+            return 0
         with self._lock:
             wanted = kvm.MEMORY_ATTRIBUTE_PRIVATE if private else 0
             address = self._kernel.memory.place(kvm.MemoryAttributes(gpa, size, wanted).encode())

@@ -15,6 +15,7 @@ from sevd.guests.memory import Intervals
 from sevd.guests.model import PAGE, GuestState, GuestType
 from sevd.guests.port import Progress
 from sevd.worker import notes, wire
+from sevd.worker.travel import TravelSteps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class WorkerGuest:
         self._failure = ""
         self._pages = 0
         self._taken = Intervals()
+        self._travel = TravelSteps(lambda: self._living().travel, self._settle)
 
     def create(self, card: Card) -> Answer:
         """Makes the machine; answers its ASID and its memory."""
@@ -117,6 +119,7 @@ class WorkerGuest:
             "attestation": self._attestation,
             "debug-read": self._debug_read,
             "debug-write": self._debug_write,
+            "travel": self._go,
             "report": self._report,
             "key": self._key,
             "describe": self._describe,
@@ -220,6 +223,24 @@ class WorkerGuest:
         """Address ranges that updates took, from an address on, so many as fit in an answer."""
         runs = self._taken.runs(wire.whole(message, "from"), TAKEN_RUNS)
         return {"runs": [list(run) for run in runs], "more": len(runs) == TAKEN_RUNS}, ()
+
+    def _go(self, message: dict[str, object]) -> Answer:
+        """A step of a guest that leaves, or comes."""
+        word = wire.text(message, "word")
+        try:
+            answer, state = self._travel.step(word, message)
+        except SevError as error:
+            if word == "finish-receiving" and self.state is GuestState.RECEIVING:
+                self.state, self._failure = GuestState.FAILED, error.message
+            raise
+        self.state = state or self.state
+        if state is GuestState.RECEIVING:
+            self._policy = wire.whole(message, "policy")
+        return answer, ()
+
+    def _settle(self) -> None:
+        if self.vcpus is not None:
+            self.vcpus.settle()
 
     @contextlib.contextmanager
     def _final(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 
 from sev.abi import kvm_run
-from sev.errors import SevError, UsageError
+from sev.errors import NotNow, SevError, UsageError
 from sevd.worker.run_wire import EXITS, encode_exit
 
 TYPE_CHECKING = False
@@ -52,9 +52,10 @@ log = logging.getLogger(__name__)
 class _Sent:
     """An exit that was not completed yet: `wanted` bytes are its answer, `blocks` says that the vCPU waits for it."""
 
-    __slots__ = ("blocks", "link", "packet", "sequence", "wanted")
+    __slots__ = ("blocks", "halt", "link", "packet", "sequence", "wanted")
 
-    def __init__(self, sequence: int, packet: bytes, wanted: int, *, blocks: bool) -> None:
+    def __init__(self, sequence: int, packet: bytes, wanted: int, *, blocks: bool, halt: bool) -> None:
+        self.halt = halt
         self.sequence = sequence
         self.packet = packet
         self.wanted = wanted
@@ -134,6 +135,28 @@ class Runner:
             if found.wanted:
                 self._answer = data
             self._condition.notify_all()
+
+    def settle(self) -> None:
+        """Ends in KVM what the last exit began; a halt that was not completed is over. Only while it is parked.
+
+        Raises:
+            NotNow: Another exit waits for the client.
+        """
+        with self._condition:
+            if any(not one.halt for one in self._open):
+                raise NotNow(
+                    f"vCPU {self.index} waits for its client to answer an exit",
+                    remedy="Run the guest until it halts, or until nothing is asked of it (sev guest run ID).",
+                )
+            answer, self._answer = self._answer, b""
+        if answer:
+            self._vcpu.complete(answer)
+        if self._sequence:
+            self._vcpu.interrupt()  # the next entry completes what was begun, and enters nothing
+            found = self._vcpu.run()
+            if not isinstance(found, kvm_run.Interrupted):
+                self._handle(found)
+                raise NotNow(f"vCPU {self.index} asks its client for something more", remedy="Run the guest on.")
 
     def close(self, seconds: float) -> bool:
         """Ends the thread and gives the vCPU's mapping back; False if it does not leave the guest."""
@@ -229,7 +252,8 @@ class Runner:
     def _say(self, found: Exit, wanted: int, *, blocks: bool) -> None:
         """Keeps an exit and sends it."""
         self._sequence += 1
-        one = _Sent(self._sequence, encode_exit(self.index, self._sequence, found), wanted, blocks=blocks)
+        halt = isinstance(found, kvm_run.Halt)
+        one = _Sent(self._sequence, encode_exit(self.index, self._sequence, found), wanted, blocks=blocks, halt=halt)
         with self._condition:
             link = one.link = self._link
             self._open.append(one)

@@ -109,6 +109,18 @@ class Vcpus:
             else:
                 self._park()
 
+    def settle(self) -> None:
+        """Has KVM end what every vCPU's last exit began, so that its state can be taken. They stand still.
+
+        Raises:
+            NotNow: They run, or an exit waits for the client's answer.
+        """
+        with self._control:
+            if self.state == RUNNING or self._link is not None:
+                raise NotNow("the guest runs", remedy="Pause it first (sev guest pause ID).")
+            for runner in self._runners:
+                runner.settle()
+
     def complete(self, completions: list[Completion]) -> None:
         """Answers of the client.
 

@@ -15,6 +15,8 @@ from sev.launch.refusals import opening, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sev.abi.record import Record
     from sev.launch.seam import Kernel
 
@@ -54,6 +56,7 @@ class Machine:
 
     Attributes:
         finished: Its launch is finished.
+        on_conversion: Told of pages that a guest without guest_memfd makes private or shared: (gpa, bytes, private).
         vm_fd: The VM's descriptor.
         vcpu_fds: Those of its vCPUs, the boot vCPU first.
         guest_memory: Its memory; None before `add_memory`.
@@ -71,6 +74,7 @@ class Machine:
         self.vcpu_fds: list[int] = []
         self.guest_memory: GuestMemory | None = None
         self.finished = False
+        self.on_conversion: Callable[[int, int, bool], None] | None = None
         self.vm_fd = -1
         try:
             self._kvm_fd = kernel.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -118,6 +118,7 @@ class Sender(_Scratch):
                 0, placed[0], len(pdh), placed[1], len(chain), placed[2], len(authorities), placed[3], SESSION_SIZE
             )
             answer = abi.SendStart.decode(self._guest.command(kvm_sev.SEND_START, request))
+            self._guest.machine.finished = False
             return Departure(answer.policy, memory.read(placed[3], SESSION_SIZE))
         finally:
             for place in placed:
@@ -137,11 +138,11 @@ class Sender(_Scratch):
     def finish(self) -> None:
         """SEND_FINISH: the guest is away, and never runs here again."""
         self._guest.command(kvm_sev.SEND_FINISH, None)
-        self._guest.machine.finished = False
 
     def cancel(self) -> None:
         """SEND_CANCEL: the guest stays, and may run."""
         self._guest.command(kvm_sev.SEND_CANCEL, None)
+        self._guest.machine.finished = True
 
 
 class Receiver(_Scratch):

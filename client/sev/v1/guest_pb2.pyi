@@ -80,6 +80,10 @@ class _GuestStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """It ended by itself: shutdown, triple fault, or a state that cannot be run. Only DeleteGuest is left."""
     GUEST_STATE_MEASURED: _GuestState.ValueType  # 10
     """An SEV or SEV-ES guest between its measurement and LAUNCH_FINISH: it takes secrets of its owner."""
+    GUEST_STATE_SENDING: _GuestState.ValueType  # 11
+    """An SEV guest on its way to another host; it does not run."""
+    GUEST_STATE_RECEIVING: _GuestState.ValueType  # 12
+    """An SEV guest on its way from another host."""
 
 class GuestState(_GuestState, metaclass=_GuestStateEnumTypeWrapper):
     """State of a guest."""
@@ -106,6 +110,10 @@ GUEST_STATE_STOPPED: GuestState.ValueType  # 9
 """It ended by itself: shutdown, triple fault, or a state that cannot be run. Only DeleteGuest is left."""
 GUEST_STATE_MEASURED: GuestState.ValueType  # 10
 """An SEV or SEV-ES guest between its measurement and LAUNCH_FINISH: it takes secrets of its owner."""
+GUEST_STATE_SENDING: GuestState.ValueType  # 11
+"""An SEV guest on its way to another host; it does not run."""
+GUEST_STATE_RECEIVING: GuestState.ValueType  # 12
+"""An SEV guest on its way from another host."""
 Global___GuestState: typing_extensions.TypeAlias = GuestState
 
 class _PageType:
@@ -633,6 +641,404 @@ class InjectGuestSecretResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["guest", b"guest"]) -> None: ...
 
 Global___InjectGuestSecretResponse: typing_extensions.TypeAlias = InjectGuestSecretResponse
+
+@typing.final
+class StartSendingGuestRequest(google.protobuf.message.Message):
+    """Asks to send a guest away."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    PDH_FIELD_NUMBER: builtins.int
+    CHAIN_FIELD_NUMBER: builtins.int
+    AUTHORITIES_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    pdh: builtins.bytes
+    """The receiving platform's PDH, 2084 bytes."""
+    chain: builtins.bytes
+    """Its PEK, OCA and CEK, the latter signed; 6252 bytes."""
+    authorities: builtins.bytes
+    """ASK and ARK in a row."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        pdh: builtins.bytes = ...,
+        chain: builtins.bytes = ...,
+        authorities: builtins.bytes = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["authorities", b"authorities", "chain", b"chain", "guest_id", b"guest_id", "pdh", b"pdh", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___StartSendingGuestRequest: typing_extensions.TypeAlias = StartSendingGuestRequest
+
+@typing.final
+class StartSendingGuestResponse(google.protobuf.message.Message):
+    """What the receiving host needs to know."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    FIRMWARE_BYTES_FIELD_NUMBER: builtins.int
+    CPUID_SIGNATURE_FIELD_NUMBER: builtins.int
+    AP_RESET_ADDRESS_FIELD_NUMBER: builtins.int
+    VCPUS_FIELD_NUMBER: builtins.int
+    session: builtins.bytes
+    """Launch blob for the receiving platform, 128 bytes; empty if only validated."""
+    firmware_bytes: builtins.int
+    """Bytes of the firmware region."""
+    cpuid_signature: builtins.int
+    """CPUID leaf 1 EAX shown to the guest."""
+    ap_reset_address: builtins.int
+    """Address at which the other vCPUs start."""
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest."""
+
+    @property
+    def vcpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """State of each vCPU, for FinishReceivingGuest; not secret for an SEV guest."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+        session: builtins.bytes = ...,
+        firmware_bytes: builtins.int = ...,
+        cpuid_signature: builtins.int = ...,
+        ap_reset_address: builtins.int = ...,
+        vcpus: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ap_reset_address", b"ap_reset_address", "cpuid_signature", b"cpuid_signature", "firmware_bytes", b"firmware_bytes", "guest", b"guest", "session", b"session", "vcpus", b"vcpus"]) -> None: ...
+
+Global___StartSendingGuestResponse: typing_extensions.TypeAlias = StartSendingGuestResponse
+
+@typing.final
+class GuestPage(google.protobuf.message.Message):
+    """One page on its way."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GPA_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    gpa: builtins.int
+    """Guest physical address; multiple of 4096."""
+    header: builtins.bytes
+    """Header of its packet, 52 bytes; empty for a page that the guest shares with its host."""
+    data: builtins.bytes
+    """The packet, 4096 bytes; of a shared page its content."""
+    def __init__(
+        self,
+        *,
+        gpa: builtins.int = ...,
+        header: builtins.bytes = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "gpa", b"gpa", "header", b"header"]) -> None: ...
+
+Global___GuestPage: typing_extensions.TypeAlias = GuestPage
+
+@typing.final
+class SendGuestPagesRequest(google.protobuf.message.Message):
+    """Asks for pages."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    position: builtins.int
+    """Where to go on: 0, then what the last answer said."""
+    validate_only: builtins.bool
+    """Check everything, send nothing."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        position: builtins.int = ...,
+        validate_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "position", b"position", "validate_only", b"validate_only"]) -> None: ...
+
+Global___SendGuestPagesRequest: typing_extensions.TypeAlias = SendGuestPagesRequest
+
+@typing.final
+class SendGuestPagesResponse(google.protobuf.message.Message):
+    """Pages. Shared pages of zeros are left out."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGES_FIELD_NUMBER: builtins.int
+    NEXT_POSITION_FIELD_NUMBER: builtins.int
+    next_position: builtins.int
+    """Where to go on; 0: that was all."""
+    @property
+    def pages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GuestPage]:
+        """At most 256 pages."""
+
+    def __init__(
+        self,
+        *,
+        pages: collections.abc.Iterable[Global___GuestPage] | None = ...,
+        next_position: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_position", b"next_position", "pages", b"pages"]) -> None: ...
+
+Global___SendGuestPagesResponse: typing_extensions.TypeAlias = SendGuestPagesResponse
+
+@typing.final
+class CancelSendingGuestRequest(google.protobuf.message.Message):
+    """Asks to keep a guest that was being sent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___CancelSendingGuestRequest: typing_extensions.TypeAlias = CancelSendingGuestRequest
+
+@typing.final
+class CancelSendingGuestResponse(google.protobuf.message.Message):
+    """The guest afterwards."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guest", b"guest"]) -> None: ...
+
+Global___CancelSendingGuestResponse: typing_extensions.TypeAlias = CancelSendingGuestResponse
+
+@typing.final
+class FinishSendingGuestRequest(google.protobuf.message.Message):
+    """Asks to let a guest go."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    CONFIRM_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    confirm: builtins.bool
+    """Must be true: from here on the guest is at the other host, or nowhere."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        confirm: builtins.bool = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["confirm", b"confirm", "guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___FinishSendingGuestRequest: typing_extensions.TypeAlias = FinishSendingGuestRequest
+
+@typing.final
+class FinishSendingGuestResponse(google.protobuf.message.Message):
+    """The guest is gone."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___FinishSendingGuestResponse: typing_extensions.TypeAlias = FinishSendingGuestResponse
+
+@typing.final
+class StartReceivingGuestRequest(google.protobuf.message.Message):
+    """Asks to receive a guest into one that was created for it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
+    PDH_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The created guest."""
+    policy: builtins.int
+    """Guest policy, as the sender says."""
+    pdh: builtins.bytes
+    """The sending platform's PDH, 2084 bytes."""
+    session: builtins.bytes
+    """Launch blob, 128 bytes."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        policy: builtins.int = ...,
+        pdh: builtins.bytes = ...,
+        session: builtins.bytes = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "pdh", b"pdh", "policy", b"policy", "request_id", b"request_id", "session", b"session", "validate_only", b"validate_only"]) -> None: ...
+
+Global___StartReceivingGuestRequest: typing_extensions.TypeAlias = StartReceivingGuestRequest
+
+@typing.final
+class StartReceivingGuestResponse(google.protobuf.message.Message):
+    """The guest afterwards."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guest", b"guest"]) -> None: ...
+
+Global___StartReceivingGuestResponse: typing_extensions.TypeAlias = StartReceivingGuestResponse
+
+@typing.final
+class ReceiveGuestPagesRequest(google.protobuf.message.Message):
+    """Pages for a guest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    PAGES_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    @property
+    def pages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GuestPage]:
+        """At most 256 pages."""
+
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        pages: collections.abc.Iterable[Global___GuestPage] | None = ...,
+        validate_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "pages", b"pages", "validate_only", b"validate_only"]) -> None: ...
+
+Global___ReceiveGuestPagesRequest: typing_extensions.TypeAlias = ReceiveGuestPagesRequest
+
+@typing.final
+class ReceiveGuestPagesResponse(google.protobuf.message.Message):
+    """The pages are there."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ReceiveGuestPagesResponse: typing_extensions.TypeAlias = ReceiveGuestPagesResponse
+
+@typing.final
+class FinishReceivingGuestRequest(google.protobuf.message.Message):
+    """Asks to end the receiving."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_ID_FIELD_NUMBER: builtins.int
+    VCPUS_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    guest_id: builtins.str
+    """The guest."""
+    validate_only: builtins.bool
+    """Check everything, change nothing."""
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    @property
+    def vcpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """State of each vCPU."""
+
+    def __init__(
+        self,
+        *,
+        guest_id: builtins.str = ...,
+        vcpus: collections.abc.Iterable[builtins.bytes] | None = ...,
+        validate_only: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only", "vcpus", b"vcpus"]) -> None: ...
+
+Global___FinishReceivingGuestRequest: typing_extensions.TypeAlias = FinishReceivingGuestRequest
+
+@typing.final
+class FinishReceivingGuestResponse(google.protobuf.message.Message):
+    """The guest afterwards."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: builtins.int
+    @property
+    def guest(self) -> Global___Guest:
+        """The guest."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guest", b"guest"]) -> None: ...
+
+Global___FinishReceivingGuestResponse: typing_extensions.TypeAlias = FinishReceivingGuestResponse
 
 @typing.final
 class GetGuestAttestationReportRequest(google.protobuf.message.Message):

@@ -86,6 +86,41 @@ class GuestServiceStub(object):
                 request_serializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryResponse.FromString,
                 _registered_method=True)
+        self.StartSendingGuest = channel.unary_unary(
+                '/sev.v1.GuestService/StartSendingGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.StartSendingGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.StartSendingGuestResponse.FromString,
+                _registered_method=True)
+        self.SendGuestPages = channel.unary_unary(
+                '/sev.v1.GuestService/SendGuestPages',
+                request_serializer=sev_dot_v1_dot_guest__pb2.SendGuestPagesRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.SendGuestPagesResponse.FromString,
+                _registered_method=True)
+        self.CancelSendingGuest = channel.unary_unary(
+                '/sev.v1.GuestService/CancelSendingGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.CancelSendingGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.CancelSendingGuestResponse.FromString,
+                _registered_method=True)
+        self.FinishSendingGuest = channel.unary_unary(
+                '/sev.v1.GuestService/FinishSendingGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.FinishSendingGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.FinishSendingGuestResponse.FromString,
+                _registered_method=True)
+        self.StartReceivingGuest = channel.unary_unary(
+                '/sev.v1.GuestService/StartReceivingGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.StartReceivingGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.StartReceivingGuestResponse.FromString,
+                _registered_method=True)
+        self.ReceiveGuestPages = channel.unary_unary(
+                '/sev.v1.GuestService/ReceiveGuestPages',
+                request_serializer=sev_dot_v1_dot_guest__pb2.ReceiveGuestPagesRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.ReceiveGuestPagesResponse.FromString,
+                _registered_method=True)
+        self.FinishReceivingGuest = channel.unary_unary(
+                '/sev.v1.GuestService/FinishReceivingGuest',
+                request_serializer=sev_dot_v1_dot_guest__pb2.FinishReceivingGuestRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_guest__pb2.FinishReceivingGuestResponse.FromString,
+                _registered_method=True)
         self.GetGuest = channel.unary_unary(
                 '/sev.v1.GuestService/GetGuest',
                 request_serializer=sev_dot_v1_dot_guest__pb2.GetGuestRequest.SerializeToString,
@@ -199,6 +234,56 @@ class GuestServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartSendingGuest(self, request, context):
+        """SEND_START of a launched SEV guest that does not run, to the platform of these certificates. For its owner alone.
+        State: READY or PAUSED to SENDING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendGuestPages(self, request, context):
+        """SEND_UPDATE_DATA: the next pages of a guest in SENDING, from a position on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSendingGuest(self, request, context):
+        """SEND_CANCEL: the guest stays whole. State: SENDING to PAUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishSendingGuest(self, request, context):
+        """SEND_FINISH: the guest is away, and is deleted here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartReceivingGuest(self, request, context):
+        """RECEIVE_START of a created SEV guest. State: CREATED to RECEIVING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveGuestPages(self, request, context):
+        """RECEIVE_UPDATE_DATA: pages of a guest in RECEIVING. What was changed on the way is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishReceivingGuest(self, request, context):
+        """RECEIVE_FINISH, with the vCPUs as they were. State: RECEIVING to READY; a failure is terminal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGuest(self, request, context):
         """Answers one guest.
         """
@@ -296,6 +381,41 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.WriteGuestMemory,
                     request_deserializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryRequest.FromString,
                     response_serializer=sev_dot_v1_dot_guest__pb2.WriteGuestMemoryResponse.SerializeToString,
+            ),
+            'StartSendingGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartSendingGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.StartSendingGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.StartSendingGuestResponse.SerializeToString,
+            ),
+            'SendGuestPages': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendGuestPages,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.SendGuestPagesRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.SendGuestPagesResponse.SerializeToString,
+            ),
+            'CancelSendingGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSendingGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.CancelSendingGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.CancelSendingGuestResponse.SerializeToString,
+            ),
+            'FinishSendingGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishSendingGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.FinishSendingGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.FinishSendingGuestResponse.SerializeToString,
+            ),
+            'StartReceivingGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartReceivingGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.StartReceivingGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.StartReceivingGuestResponse.SerializeToString,
+            ),
+            'ReceiveGuestPages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveGuestPages,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.ReceiveGuestPagesRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.ReceiveGuestPagesResponse.SerializeToString,
+            ),
+            'FinishReceivingGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishReceivingGuest,
+                    request_deserializer=sev_dot_v1_dot_guest__pb2.FinishReceivingGuestRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_guest__pb2.FinishReceivingGuestResponse.SerializeToString,
             ),
             'GetGuest': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGuest,
@@ -600,6 +720,195 @@ class GuestService(object):
             '/sev.v1.GuestService/WriteGuestMemory',
             sev_dot_v1_dot_guest__pb2.WriteGuestMemoryRequest.SerializeToString,
             sev_dot_v1_dot_guest__pb2.WriteGuestMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartSendingGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/StartSendingGuest',
+            sev_dot_v1_dot_guest__pb2.StartSendingGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.StartSendingGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendGuestPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/SendGuestPages',
+            sev_dot_v1_dot_guest__pb2.SendGuestPagesRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.SendGuestPagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelSendingGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/CancelSendingGuest',
+            sev_dot_v1_dot_guest__pb2.CancelSendingGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.CancelSendingGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishSendingGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/FinishSendingGuest',
+            sev_dot_v1_dot_guest__pb2.FinishSendingGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.FinishSendingGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartReceivingGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/StartReceivingGuest',
+            sev_dot_v1_dot_guest__pb2.StartReceivingGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.StartReceivingGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveGuestPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/ReceiveGuestPages',
+            sev_dot_v1_dot_guest__pb2.ReceiveGuestPagesRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.ReceiveGuestPagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishReceivingGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.GuestService/FinishReceivingGuest',
+            sev_dot_v1_dot_guest__pb2.FinishReceivingGuestRequest.SerializeToString,
+            sev_dot_v1_dot_guest__pb2.FinishReceivingGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

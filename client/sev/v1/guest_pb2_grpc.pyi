@@ -185,6 +185,118 @@ _GuestServiceWriteGuestMemoryType = typing_extensions.TypeVar(
     ],
 )
 
+_GuestServiceStartSendingGuestType = typing_extensions.TypeVar(
+    '_GuestServiceStartSendingGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartSendingGuestRequest,
+        sev.v1.guest_pb2.StartSendingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartSendingGuestRequest,
+        sev.v1.guest_pb2.StartSendingGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartSendingGuestRequest,
+        sev.v1.guest_pb2.StartSendingGuestResponse,
+    ],
+)
+
+_GuestServiceSendGuestPagesType = typing_extensions.TypeVar(
+    '_GuestServiceSendGuestPagesType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.SendGuestPagesRequest,
+        sev.v1.guest_pb2.SendGuestPagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.SendGuestPagesRequest,
+        sev.v1.guest_pb2.SendGuestPagesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.SendGuestPagesRequest,
+        sev.v1.guest_pb2.SendGuestPagesResponse,
+    ],
+)
+
+_GuestServiceCancelSendingGuestType = typing_extensions.TypeVar(
+    '_GuestServiceCancelSendingGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.CancelSendingGuestRequest,
+        sev.v1.guest_pb2.CancelSendingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.CancelSendingGuestRequest,
+        sev.v1.guest_pb2.CancelSendingGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.CancelSendingGuestRequest,
+        sev.v1.guest_pb2.CancelSendingGuestResponse,
+    ],
+)
+
+_GuestServiceFinishSendingGuestType = typing_extensions.TypeVar(
+    '_GuestServiceFinishSendingGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishSendingGuestRequest,
+        sev.v1.guest_pb2.FinishSendingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishSendingGuestRequest,
+        sev.v1.guest_pb2.FinishSendingGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishSendingGuestRequest,
+        sev.v1.guest_pb2.FinishSendingGuestResponse,
+    ],
+)
+
+_GuestServiceStartReceivingGuestType = typing_extensions.TypeVar(
+    '_GuestServiceStartReceivingGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartReceivingGuestRequest,
+        sev.v1.guest_pb2.StartReceivingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartReceivingGuestRequest,
+        sev.v1.guest_pb2.StartReceivingGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartReceivingGuestRequest,
+        sev.v1.guest_pb2.StartReceivingGuestResponse,
+    ],
+)
+
+_GuestServiceReceiveGuestPagesType = typing_extensions.TypeVar(
+    '_GuestServiceReceiveGuestPagesType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+        sev.v1.guest_pb2.ReceiveGuestPagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+        sev.v1.guest_pb2.ReceiveGuestPagesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+        sev.v1.guest_pb2.ReceiveGuestPagesResponse,
+    ],
+)
+
+_GuestServiceFinishReceivingGuestType = typing_extensions.TypeVar(
+    '_GuestServiceFinishReceivingGuestType',
+    grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishReceivingGuestRequest,
+        sev.v1.guest_pb2.FinishReceivingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishReceivingGuestRequest,
+        sev.v1.guest_pb2.FinishReceivingGuestResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishReceivingGuestRequest,
+        sev.v1.guest_pb2.FinishReceivingGuestResponse,
+    ],
+)
+
 _GuestServiceGetGuestType = typing_extensions.TypeVar(
     '_GuestServiceGetGuestType',
     grpc.UnaryUnaryMultiCallable[
@@ -281,7 +393,7 @@ _GuestServiceDeleteGuestType = typing_extensions.TypeVar(
     ],
 )
 
-class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServiceLoadGuestMemoryType, _GuestServiceStartGuestLaunchType, _GuestServiceUpdateGuestLaunchType, _GuestServiceMeasureGuestType, _GuestServiceInjectGuestSecretType, _GuestServiceFinishGuestLaunchType, _GuestServiceGetGuestAttestationReportType, _GuestServiceReadGuestMemoryType, _GuestServiceWriteGuestMemoryType, _GuestServiceGetGuestType, _GuestServiceListGuestsType, _GuestServiceWatchGuestsType, _GuestServiceRunGuestType, _GuestServicePauseGuestType, _GuestServiceDeleteGuestType]):
+class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServiceLoadGuestMemoryType, _GuestServiceStartGuestLaunchType, _GuestServiceUpdateGuestLaunchType, _GuestServiceMeasureGuestType, _GuestServiceInjectGuestSecretType, _GuestServiceFinishGuestLaunchType, _GuestServiceGetGuestAttestationReportType, _GuestServiceReadGuestMemoryType, _GuestServiceWriteGuestMemoryType, _GuestServiceStartSendingGuestType, _GuestServiceSendGuestPagesType, _GuestServiceCancelSendingGuestType, _GuestServiceFinishSendingGuestType, _GuestServiceStartReceivingGuestType, _GuestServiceReceiveGuestPagesType, _GuestServiceFinishReceivingGuestType, _GuestServiceGetGuestType, _GuestServiceListGuestsType, _GuestServiceWatchGuestsType, _GuestServiceRunGuestType, _GuestServicePauseGuestType, _GuestServiceDeleteGuestType]):
     """Creates, launches, lists and deletes hosted guests. A guest belongs to the identity that created it; to others than
     an admin it does not exist.
     """
@@ -327,6 +439,34 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
         grpc.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.WriteGuestMemoryRequest,
             sev.v1.guest_pb2.WriteGuestMemoryResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.StartSendingGuestRequest,
+            sev.v1.guest_pb2.StartSendingGuestResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.SendGuestPagesRequest,
+            sev.v1.guest_pb2.SendGuestPagesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.CancelSendingGuestRequest,
+            sev.v1.guest_pb2.CancelSendingGuestResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.FinishSendingGuestRequest,
+            sev.v1.guest_pb2.FinishSendingGuestResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.StartReceivingGuestRequest,
+            sev.v1.guest_pb2.StartReceivingGuestResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+            sev.v1.guest_pb2.ReceiveGuestPagesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.FinishReceivingGuestRequest,
+            sev.v1.guest_pb2.FinishReceivingGuestResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.GetGuestRequest,
@@ -397,6 +537,34 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
             sev.v1.guest_pb2.WriteGuestMemoryResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.StartSendingGuestRequest,
+            sev.v1.guest_pb2.StartSendingGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.SendGuestPagesRequest,
+            sev.v1.guest_pb2.SendGuestPagesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.CancelSendingGuestRequest,
+            sev.v1.guest_pb2.CancelSendingGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.FinishSendingGuestRequest,
+            sev.v1.guest_pb2.FinishSendingGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.StartReceivingGuestRequest,
+            sev.v1.guest_pb2.StartReceivingGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+            sev.v1.guest_pb2.ReceiveGuestPagesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.guest_pb2.FinishReceivingGuestRequest,
+            sev.v1.guest_pb2.FinishReceivingGuestResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             sev.v1.guest_pb2.GetGuestRequest,
             sev.v1.guest_pb2.GetGuestResponse,
         ],
@@ -463,6 +631,29 @@ class GuestServiceStub(typing.Generic[_GuestServiceCreateGuestType, _GuestServic
     WriteGuestMemory: _GuestServiceWriteGuestMemoryType
     """DBG_ENCRYPT: replaces guest memory, for the guest's owner, where its policy allows debugging."""
 
+    StartSendingGuest: _GuestServiceStartSendingGuestType
+    """SEND_START of a launched SEV guest that does not run, to the platform of these certificates. For its owner alone.
+    State: READY or PAUSED to SENDING.
+    """
+
+    SendGuestPages: _GuestServiceSendGuestPagesType
+    """SEND_UPDATE_DATA: the next pages of a guest in SENDING, from a position on."""
+
+    CancelSendingGuest: _GuestServiceCancelSendingGuestType
+    """SEND_CANCEL: the guest stays whole. State: SENDING to PAUSED."""
+
+    FinishSendingGuest: _GuestServiceFinishSendingGuestType
+    """SEND_FINISH: the guest is away, and is deleted here."""
+
+    StartReceivingGuest: _GuestServiceStartReceivingGuestType
+    """RECEIVE_START of a created SEV guest. State: CREATED to RECEIVING."""
+
+    ReceiveGuestPages: _GuestServiceReceiveGuestPagesType
+    """RECEIVE_UPDATE_DATA: pages of a guest in RECEIVING. What was changed on the way is refused."""
+
+    FinishReceivingGuest: _GuestServiceFinishReceivingGuestType
+    """RECEIVE_FINISH, with the vCPUs as they were. State: RECEIVING to READY; a failure is terminal."""
+
     GetGuest: _GuestServiceGetGuestType
     """Answers one guest."""
 
@@ -525,6 +716,34 @@ GuestServiceAsyncStub: typing_extensions.TypeAlias = GuestServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.WriteGuestMemoryRequest,
         sev.v1.guest_pb2.WriteGuestMemoryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartSendingGuestRequest,
+        sev.v1.guest_pb2.StartSendingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.SendGuestPagesRequest,
+        sev.v1.guest_pb2.SendGuestPagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.CancelSendingGuestRequest,
+        sev.v1.guest_pb2.CancelSendingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishSendingGuestRequest,
+        sev.v1.guest_pb2.FinishSendingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.StartReceivingGuestRequest,
+        sev.v1.guest_pb2.StartReceivingGuestResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+        sev.v1.guest_pb2.ReceiveGuestPagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.guest_pb2.FinishReceivingGuestRequest,
+        sev.v1.guest_pb2.FinishReceivingGuestResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.GetGuestRequest,
@@ -647,6 +866,64 @@ class GuestServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.guest_pb2.WriteGuestMemoryResponse, collections.abc.Awaitable[sev.v1.guest_pb2.WriteGuestMemoryResponse]]:
         """DBG_ENCRYPT: replaces guest memory, for the guest's owner, where its policy allows debugging."""
+
+    @abc.abstractmethod
+    def StartSendingGuest(
+        self,
+        request: sev.v1.guest_pb2.StartSendingGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.StartSendingGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.StartSendingGuestResponse]]:
+        """SEND_START of a launched SEV guest that does not run, to the platform of these certificates. For its owner alone.
+        State: READY or PAUSED to SENDING.
+        """
+
+    @abc.abstractmethod
+    def SendGuestPages(
+        self,
+        request: sev.v1.guest_pb2.SendGuestPagesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.SendGuestPagesResponse, collections.abc.Awaitable[sev.v1.guest_pb2.SendGuestPagesResponse]]:
+        """SEND_UPDATE_DATA: the next pages of a guest in SENDING, from a position on."""
+
+    @abc.abstractmethod
+    def CancelSendingGuest(
+        self,
+        request: sev.v1.guest_pb2.CancelSendingGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.CancelSendingGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.CancelSendingGuestResponse]]:
+        """SEND_CANCEL: the guest stays whole. State: SENDING to PAUSED."""
+
+    @abc.abstractmethod
+    def FinishSendingGuest(
+        self,
+        request: sev.v1.guest_pb2.FinishSendingGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.FinishSendingGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.FinishSendingGuestResponse]]:
+        """SEND_FINISH: the guest is away, and is deleted here."""
+
+    @abc.abstractmethod
+    def StartReceivingGuest(
+        self,
+        request: sev.v1.guest_pb2.StartReceivingGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.StartReceivingGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.StartReceivingGuestResponse]]:
+        """RECEIVE_START of a created SEV guest. State: CREATED to RECEIVING."""
+
+    @abc.abstractmethod
+    def ReceiveGuestPages(
+        self,
+        request: sev.v1.guest_pb2.ReceiveGuestPagesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.ReceiveGuestPagesResponse, collections.abc.Awaitable[sev.v1.guest_pb2.ReceiveGuestPagesResponse]]:
+        """RECEIVE_UPDATE_DATA: pages of a guest in RECEIVING. What was changed on the way is refused."""
+
+    @abc.abstractmethod
+    def FinishReceivingGuest(
+        self,
+        request: sev.v1.guest_pb2.FinishReceivingGuestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.guest_pb2.FinishReceivingGuestResponse, collections.abc.Awaitable[sev.v1.guest_pb2.FinishReceivingGuestResponse]]:
+        """RECEIVE_FINISH, with the vCPUs as they were. State: RECEIVING to READY; a failure is terminal."""
 
     @abc.abstractmethod
     def GetGuest(

@@ -18,6 +18,7 @@ from sev import (
     hosted,
     hosted_plain,
     hosted_sev,
+    migration_operations,
     operations,
     running,
     sev_guest_operations,
@@ -58,6 +59,13 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "attestation_report": (("guest-id", bytes(16)), {}),
     "read_guest_memory": (("guest-id", 0, 1), {}),
     "write_guest_memory": (("guest-id", 0, b"x"), {}),
+    "start_sending": (("guest-id",), {"pdh": b"p", "chain": b"c", "authorities": b"a"}),
+    "send_pages": (("guest-id",), {}),
+    "cancel_sending": (("guest-id",), {}),
+    "finish_sending": (("guest-id",), {"confirm": True}),
+    "start_receiving": (("guest-id",), {"policy": 0, "pdh": b"p", "session": b"s"}),
+    "receive_pages": (("guest-id", []), {}),
+    "finish_receiving": (("guest-id", []), {}),
     "guest_report": (("guest-id",), {}),
     "guest_key": (("guest-id",), {}),
 }
@@ -113,6 +121,7 @@ def test_every_operation_is_offered() -> None:
             hosted,
             hosted_plain,
             hosted_sev,
+            migration_operations,
         )
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")

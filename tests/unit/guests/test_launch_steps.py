@@ -143,8 +143,7 @@ async def brought_to(it: Hosting, state: GuestState) -> Guest:
 STATES = [S.CREATED, S.LAUNCHING, S.READY, S.FAILED, S.LOST]
 
 
-ELSEWHERE = (Step.RUN, Step.PAUSE, Step.MEASURE, Step.INJECT, Step.REPORT, Step.DEBUG)
-HERE = [step for step in Step if step not in ELSEWHERE]
+HERE = [Step.LOAD, Step.START, Step.UPDATE, Step.FINISH, Step.PLAY, Step.DELETE]
 """The steps that an SNP guest of the daemon's own simulator can take: it does not execute."""
 
 

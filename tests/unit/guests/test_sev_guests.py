@@ -237,7 +237,10 @@ def refuse(name: str) -> Any:
 
 
 STATES = (S.CREATED, S.LAUNCHING, S.MEASURED, S.READY, S.FAILED, S.LOST)
-ELSEWHERE = (Step.RUN, Step.PAUSE, Step.PLAY)
+ELSEWHERE = (
+    Step.RUN, Step.PAUSE, Step.PLAY, Step.SEND, Step.SEND_PAGES, Step.CANCEL, Step.SENT, Step.RECEIVE,
+    Step.RECEIVE_PAGES, Step.RECEIVED,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,6 +22,8 @@ class Machine:
 
     vm_fd = VM
 
+    on_conversion = None
+
     def __init__(self, *, private: bool = True) -> None:
         self._private = private
         self.guest_memory = self
