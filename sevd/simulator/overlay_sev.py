@@ -76,6 +76,8 @@ class SevOverlay:
                 return self._decrypt(self._read(abi.Debug, data), argument)
             if self._finished and number == kvm_sev.SEND_UPDATE_DATA:
                 return self._send(self._read(abi.SendUpdateData, data), argument)
+            if number not in _FILLS:
+                return self._model(argument)  # looks at what the caller's memory holds, encrypted, until the finish
             address, size = self._filled(number, data)
             if self._finished:
                 self._renew(address, size)
