@@ -194,5 +194,5 @@ def test_a_host_without_a_device(tmp_path: Path) -> None:
             assert error["kind"] == "refused"
             assert "/nonexistent/sev" in error["message"] + error["remedy"]
         done = run("guest", "report", "snp-000000000000", "--out", tmp_path / "r", *to)
-        assert done.code == 10
-        assert "sev guest list" in done.json()["error"]["remedy"]
+        assert done.code == 6
+        assert "sev attest report" in done.json()["error"]["remedy"]

@@ -226,11 +226,14 @@ def _report(args: Namespace, out: Output) -> int:
     from sev.cli.certificates import write_table
     from sev.cli.connection import connected, mark_simulated
     from sev.cli.guest_sev import TYPES
-    from sev.errors import UsageError
+    from sev.errors import NotFound, UsageError
 
     with connected(args, out, mark=False) as host:
-        guest = host.guest(args.guest_id)
-        if guest.type in TYPES:
+        try:
+            guest = host.guest(args.guest_id)
+        except NotFound:
+            guest = None  # a host that plays no guest says so first, whichever guest is meant
+        if guest is not None and guest.type in TYPES:
             from sev.cli.guest_sev import report
 
             mark_simulated(out, guest.simulated)
