@@ -236,9 +236,11 @@ def default_of(setting: config.Setting) -> str:
 
 def range_of(setting: config.Setting) -> str:
     if setting.kind != "number":
-        return ", ".join(f'"{word}"' for word in setting.words) or {"path": "path", "texts": "list", "switch": "true, false"}.get(
-            setting.kind, "text"
-        )
+        return ", ".join(f'"{word}"' for word in setting.words) or {
+            "path": "path",
+            "texts": "list",
+            "switch": "true, false",
+        }.get(setting.kind, "text")
     most = "" if setting.most == 1 << 62 else f" to {setting.most}"
     return f"{setting.least}{most or ' and more'}{' ' + setting.unit if setting.unit else ''}"
 

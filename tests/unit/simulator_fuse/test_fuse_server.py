@@ -334,7 +334,7 @@ def test_closing_ends_what_others_have_open(tmp_path: Path) -> None:
     server.close()
     try:
         reader.join(5)
-        assert failed == [errno.ECONNABORTED]
+        assert failed in ([errno.ECONNABORTED], [errno.ENOTCONN])  # asked before, or only after
         for operation in (lambda: os.pread(fd, 10, 0), lambda: os.close(fd)):
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 operation()
