@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -264,22 +265,23 @@ def test_a_reload_takes_what_it_may_and_keeps_the_rest(host_folder: Path) -> Non
         daemon.process.send_signal(signal.SIGHUP)
         eventually(lambda: "applied=limits.connections_per_identity" in daemon.log(), "a good one is taken")
         assert "take a restart: limits.vcpus_per_guest" in daemon.log()
-        with socket.socket(socket.AF_UNIX) as first:
+        with contextlib.ExitStack() as first:
             eventually(lambda: _held(first, host_folder), "one connection is held")
             error = refused(daemon.target, "HostService/GetHost")
             assert code(error) is grpc.StatusCode.UNAVAILABLE
         eventually(lambda: _answers(daemon), "the place is free again")
 
 
-def _held(client: socket.socket, folder: Path) -> bool:
-    """Whether the connection is admitted: the server speaks first."""
-    try:
+def _held(stack: contextlib.ExitStack, folder: Path) -> bool:
+    """Whether a new connection is admitted (the server speaks first): the place of an earlier one may be taken still."""
+    with contextlib.ExitStack() as attempt:
+        client = attempt.enter_context(socket.socket(socket.AF_UNIX))
         client.settimeout(1)
-        if client.getpeername() == "":
-            client.connect(f"{folder}/s")
-    except OSError:
         client.connect(f"{folder}/s")
-    return bool(client.recv(1))
+        if not client.recv(1):
+            return False
+        stack.push(attempt.pop_all())
+        return True
 
 
 def _answers(daemon: Running) -> bool:
