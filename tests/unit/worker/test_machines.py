@@ -148,7 +148,7 @@ def test_rounds_leave_descriptors_processes_and_memory_where_they_were(tmp_path:
             return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
         before, memory = count(), 0
-        for number in range(20):
+        for number in range(100):
             guest = machine(made, card(f"guest-{number:04}"))
             launch(guest)
             guest.close()
