@@ -7,6 +7,7 @@ least the version that made it: the pin is the oldest version that we support.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROTOS = ROOT / "proto"
 STUBS = ROOT / "client" / "sev" / "v1"
+
+_CONSTRAINTS = re.compile(r"(TypeVar\(\n    '\w+',\n).*?(    default=)", re.DOTALL)
+"""The two types that a method's type variable may have. A type checker looks at every combination of them over all
+methods of a service, and needs all the memory there is from two dozen methods on; the default says what is needed."""
 
 
 def generate(target: Path) -> None:
@@ -31,6 +36,9 @@ def generate(target: Path) -> None:
         if "\nservice " not in file.read_text():
             for suffix in (".py", ".pyi"):
                 (target / "sev" / "v1" / f"{file.stem}_pb2_grpc{suffix}").unlink()
+            continue
+        types = target / "sev" / "v1" / f"{file.stem}_pb2_grpc.pyi"
+        types.write_text(_CONSTRAINTS.sub(r"\1\2", types.read_text()))
 
 
 if __name__ == "__main__":

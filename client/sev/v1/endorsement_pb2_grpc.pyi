@@ -27,14 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _EndorsementServiceGetEndorsementsType = typing_extensions.TypeVar(
     '_EndorsementServiceGetEndorsementsType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.endorsement_pb2.GetEndorsementsRequest,
-        sev.v1.endorsement_pb2.GetEndorsementsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.endorsement_pb2.GetEndorsementsRequest,
-        sev.v1.endorsement_pb2.GetEndorsementsResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.endorsement_pb2.GetEndorsementsRequest,
         sev.v1.endorsement_pb2.GetEndorsementsResponse,
@@ -43,14 +35,6 @@ _EndorsementServiceGetEndorsementsType = typing_extensions.TypeVar(
 
 _EndorsementServiceImportEndorsementsType = typing_extensions.TypeVar(
     '_EndorsementServiceImportEndorsementsType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.endorsement_pb2.ImportEndorsementsRequest,
-        sev.v1.endorsement_pb2.ImportEndorsementsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.endorsement_pb2.ImportEndorsementsRequest,
-        sev.v1.endorsement_pb2.ImportEndorsementsResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.endorsement_pb2.ImportEndorsementsRequest,
         sev.v1.endorsement_pb2.ImportEndorsementsResponse,

@@ -27,14 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _GuestServiceCreateGuestType = typing_extensions.TypeVar(
     '_GuestServiceCreateGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.CreateGuestRequest,
-        sev.v1.guest_pb2.CreateGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.CreateGuestRequest,
-        sev.v1.guest_pb2.CreateGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.CreateGuestRequest,
         sev.v1.guest_pb2.CreateGuestResponse,
@@ -43,14 +35,6 @@ _GuestServiceCreateGuestType = typing_extensions.TypeVar(
 
 _GuestServiceLoadGuestMemoryType = typing_extensions.TypeVar(
     '_GuestServiceLoadGuestMemoryType',
-    grpc.StreamUnaryMultiCallable[
-        sev.v1.guest_pb2.LoadGuestMemoryRequest,
-        sev.v1.guest_pb2.LoadGuestMemoryResponse,
-    ],
-    grpc.aio.StreamUnaryMultiCallable[
-        sev.v1.guest_pb2.LoadGuestMemoryRequest,
-        sev.v1.guest_pb2.LoadGuestMemoryResponse,
-    ],
     default=grpc.StreamUnaryMultiCallable[
         sev.v1.guest_pb2.LoadGuestMemoryRequest,
         sev.v1.guest_pb2.LoadGuestMemoryResponse,
@@ -59,14 +43,6 @@ _GuestServiceLoadGuestMemoryType = typing_extensions.TypeVar(
 
 _GuestServiceStartGuestLaunchType = typing_extensions.TypeVar(
     '_GuestServiceStartGuestLaunchType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.StartGuestLaunchRequest,
-        sev.v1.guest_pb2.StartGuestLaunchResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.StartGuestLaunchRequest,
-        sev.v1.guest_pb2.StartGuestLaunchResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.StartGuestLaunchRequest,
         sev.v1.guest_pb2.StartGuestLaunchResponse,
@@ -75,14 +51,6 @@ _GuestServiceStartGuestLaunchType = typing_extensions.TypeVar(
 
 _GuestServiceUpdateGuestLaunchType = typing_extensions.TypeVar(
     '_GuestServiceUpdateGuestLaunchType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.UpdateGuestLaunchRequest,
-        sev.v1.guest_pb2.UpdateGuestLaunchResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.UpdateGuestLaunchRequest,
-        sev.v1.guest_pb2.UpdateGuestLaunchResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.UpdateGuestLaunchRequest,
         sev.v1.guest_pb2.UpdateGuestLaunchResponse,
@@ -91,14 +59,6 @@ _GuestServiceUpdateGuestLaunchType = typing_extensions.TypeVar(
 
 _GuestServiceMeasureGuestType = typing_extensions.TypeVar(
     '_GuestServiceMeasureGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.MeasureGuestRequest,
-        sev.v1.guest_pb2.MeasureGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.MeasureGuestRequest,
-        sev.v1.guest_pb2.MeasureGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.MeasureGuestRequest,
         sev.v1.guest_pb2.MeasureGuestResponse,
@@ -107,14 +67,6 @@ _GuestServiceMeasureGuestType = typing_extensions.TypeVar(
 
 _GuestServiceInjectGuestSecretType = typing_extensions.TypeVar(
     '_GuestServiceInjectGuestSecretType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.InjectGuestSecretRequest,
-        sev.v1.guest_pb2.InjectGuestSecretResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.InjectGuestSecretRequest,
-        sev.v1.guest_pb2.InjectGuestSecretResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.InjectGuestSecretRequest,
         sev.v1.guest_pb2.InjectGuestSecretResponse,
@@ -123,14 +75,6 @@ _GuestServiceInjectGuestSecretType = typing_extensions.TypeVar(
 
 _GuestServiceFinishGuestLaunchType = typing_extensions.TypeVar(
     '_GuestServiceFinishGuestLaunchType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.FinishGuestLaunchRequest,
-        sev.v1.guest_pb2.FinishGuestLaunchResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.FinishGuestLaunchRequest,
-        sev.v1.guest_pb2.FinishGuestLaunchResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.FinishGuestLaunchRequest,
         sev.v1.guest_pb2.FinishGuestLaunchResponse,
@@ -139,14 +83,6 @@ _GuestServiceFinishGuestLaunchType = typing_extensions.TypeVar(
 
 _GuestServiceGetGuestAttestationReportType = typing_extensions.TypeVar(
     '_GuestServiceGetGuestAttestationReportType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.GetGuestAttestationReportRequest,
-        sev.v1.guest_pb2.GetGuestAttestationReportResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.GetGuestAttestationReportRequest,
-        sev.v1.guest_pb2.GetGuestAttestationReportResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.GetGuestAttestationReportRequest,
         sev.v1.guest_pb2.GetGuestAttestationReportResponse,
@@ -155,14 +91,6 @@ _GuestServiceGetGuestAttestationReportType = typing_extensions.TypeVar(
 
 _GuestServiceReadGuestMemoryType = typing_extensions.TypeVar(
     '_GuestServiceReadGuestMemoryType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.ReadGuestMemoryRequest,
-        sev.v1.guest_pb2.ReadGuestMemoryResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.ReadGuestMemoryRequest,
-        sev.v1.guest_pb2.ReadGuestMemoryResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.ReadGuestMemoryRequest,
         sev.v1.guest_pb2.ReadGuestMemoryResponse,
@@ -171,14 +99,6 @@ _GuestServiceReadGuestMemoryType = typing_extensions.TypeVar(
 
 _GuestServiceWriteGuestMemoryType = typing_extensions.TypeVar(
     '_GuestServiceWriteGuestMemoryType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.WriteGuestMemoryRequest,
-        sev.v1.guest_pb2.WriteGuestMemoryResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.WriteGuestMemoryRequest,
-        sev.v1.guest_pb2.WriteGuestMemoryResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.WriteGuestMemoryRequest,
         sev.v1.guest_pb2.WriteGuestMemoryResponse,
@@ -187,14 +107,6 @@ _GuestServiceWriteGuestMemoryType = typing_extensions.TypeVar(
 
 _GuestServiceStartSendingGuestType = typing_extensions.TypeVar(
     '_GuestServiceStartSendingGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.StartSendingGuestRequest,
-        sev.v1.guest_pb2.StartSendingGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.StartSendingGuestRequest,
-        sev.v1.guest_pb2.StartSendingGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.StartSendingGuestRequest,
         sev.v1.guest_pb2.StartSendingGuestResponse,
@@ -203,14 +115,6 @@ _GuestServiceStartSendingGuestType = typing_extensions.TypeVar(
 
 _GuestServiceSendGuestPagesType = typing_extensions.TypeVar(
     '_GuestServiceSendGuestPagesType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.SendGuestPagesRequest,
-        sev.v1.guest_pb2.SendGuestPagesResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.SendGuestPagesRequest,
-        sev.v1.guest_pb2.SendGuestPagesResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.SendGuestPagesRequest,
         sev.v1.guest_pb2.SendGuestPagesResponse,
@@ -219,14 +123,6 @@ _GuestServiceSendGuestPagesType = typing_extensions.TypeVar(
 
 _GuestServiceCancelSendingGuestType = typing_extensions.TypeVar(
     '_GuestServiceCancelSendingGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.CancelSendingGuestRequest,
-        sev.v1.guest_pb2.CancelSendingGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.CancelSendingGuestRequest,
-        sev.v1.guest_pb2.CancelSendingGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.CancelSendingGuestRequest,
         sev.v1.guest_pb2.CancelSendingGuestResponse,
@@ -235,14 +131,6 @@ _GuestServiceCancelSendingGuestType = typing_extensions.TypeVar(
 
 _GuestServiceFinishSendingGuestType = typing_extensions.TypeVar(
     '_GuestServiceFinishSendingGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.FinishSendingGuestRequest,
-        sev.v1.guest_pb2.FinishSendingGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.FinishSendingGuestRequest,
-        sev.v1.guest_pb2.FinishSendingGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.FinishSendingGuestRequest,
         sev.v1.guest_pb2.FinishSendingGuestResponse,
@@ -251,14 +139,6 @@ _GuestServiceFinishSendingGuestType = typing_extensions.TypeVar(
 
 _GuestServiceStartReceivingGuestType = typing_extensions.TypeVar(
     '_GuestServiceStartReceivingGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.StartReceivingGuestRequest,
-        sev.v1.guest_pb2.StartReceivingGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.StartReceivingGuestRequest,
-        sev.v1.guest_pb2.StartReceivingGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.StartReceivingGuestRequest,
         sev.v1.guest_pb2.StartReceivingGuestResponse,
@@ -267,14 +147,6 @@ _GuestServiceStartReceivingGuestType = typing_extensions.TypeVar(
 
 _GuestServiceReceiveGuestPagesType = typing_extensions.TypeVar(
     '_GuestServiceReceiveGuestPagesType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.ReceiveGuestPagesRequest,
-        sev.v1.guest_pb2.ReceiveGuestPagesResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.ReceiveGuestPagesRequest,
-        sev.v1.guest_pb2.ReceiveGuestPagesResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.ReceiveGuestPagesRequest,
         sev.v1.guest_pb2.ReceiveGuestPagesResponse,
@@ -283,14 +155,6 @@ _GuestServiceReceiveGuestPagesType = typing_extensions.TypeVar(
 
 _GuestServiceFinishReceivingGuestType = typing_extensions.TypeVar(
     '_GuestServiceFinishReceivingGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.FinishReceivingGuestRequest,
-        sev.v1.guest_pb2.FinishReceivingGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.FinishReceivingGuestRequest,
-        sev.v1.guest_pb2.FinishReceivingGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.FinishReceivingGuestRequest,
         sev.v1.guest_pb2.FinishReceivingGuestResponse,
@@ -299,14 +163,6 @@ _GuestServiceFinishReceivingGuestType = typing_extensions.TypeVar(
 
 _GuestServiceGetGuestType = typing_extensions.TypeVar(
     '_GuestServiceGetGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.GetGuestRequest,
-        sev.v1.guest_pb2.GetGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.GetGuestRequest,
-        sev.v1.guest_pb2.GetGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.GetGuestRequest,
         sev.v1.guest_pb2.GetGuestResponse,
@@ -315,14 +171,6 @@ _GuestServiceGetGuestType = typing_extensions.TypeVar(
 
 _GuestServiceListGuestsType = typing_extensions.TypeVar(
     '_GuestServiceListGuestsType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.ListGuestsRequest,
-        sev.v1.guest_pb2.ListGuestsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.ListGuestsRequest,
-        sev.v1.guest_pb2.ListGuestsResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.ListGuestsRequest,
         sev.v1.guest_pb2.ListGuestsResponse,
@@ -331,14 +179,6 @@ _GuestServiceListGuestsType = typing_extensions.TypeVar(
 
 _GuestServiceWatchGuestsType = typing_extensions.TypeVar(
     '_GuestServiceWatchGuestsType',
-    grpc.UnaryStreamMultiCallable[
-        sev.v1.guest_pb2.WatchGuestsRequest,
-        sev.v1.guest_pb2.WatchGuestsResponse,
-    ],
-    grpc.aio.UnaryStreamMultiCallable[
-        sev.v1.guest_pb2.WatchGuestsRequest,
-        sev.v1.guest_pb2.WatchGuestsResponse,
-    ],
     default=grpc.UnaryStreamMultiCallable[
         sev.v1.guest_pb2.WatchGuestsRequest,
         sev.v1.guest_pb2.WatchGuestsResponse,
@@ -347,14 +187,6 @@ _GuestServiceWatchGuestsType = typing_extensions.TypeVar(
 
 _GuestServiceRunGuestType = typing_extensions.TypeVar(
     '_GuestServiceRunGuestType',
-    grpc.StreamStreamMultiCallable[
-        sev.v1.guest_pb2.RunGuestRequest,
-        sev.v1.guest_pb2.RunGuestResponse,
-    ],
-    grpc.aio.StreamStreamMultiCallable[
-        sev.v1.guest_pb2.RunGuestRequest,
-        sev.v1.guest_pb2.RunGuestResponse,
-    ],
     default=grpc.StreamStreamMultiCallable[
         sev.v1.guest_pb2.RunGuestRequest,
         sev.v1.guest_pb2.RunGuestResponse,
@@ -363,14 +195,6 @@ _GuestServiceRunGuestType = typing_extensions.TypeVar(
 
 _GuestServicePauseGuestType = typing_extensions.TypeVar(
     '_GuestServicePauseGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.PauseGuestRequest,
-        sev.v1.guest_pb2.PauseGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.PauseGuestRequest,
-        sev.v1.guest_pb2.PauseGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.PauseGuestRequest,
         sev.v1.guest_pb2.PauseGuestResponse,
@@ -379,14 +203,6 @@ _GuestServicePauseGuestType = typing_extensions.TypeVar(
 
 _GuestServiceDeleteGuestType = typing_extensions.TypeVar(
     '_GuestServiceDeleteGuestType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.DeleteGuestRequest,
-        sev.v1.guest_pb2.DeleteGuestResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.guest_pb2.DeleteGuestRequest,
-        sev.v1.guest_pb2.DeleteGuestResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.guest_pb2.DeleteGuestRequest,
         sev.v1.guest_pb2.DeleteGuestResponse,

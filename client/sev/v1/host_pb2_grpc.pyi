@@ -27,14 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _HostServiceGetHostType = typing_extensions.TypeVar(
     '_HostServiceGetHostType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.host_pb2.GetHostRequest,
-        sev.v1.host_pb2.GetHostResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.host_pb2.GetHostRequest,
-        sev.v1.host_pb2.GetHostResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.host_pb2.GetHostRequest,
         sev.v1.host_pb2.GetHostResponse,
@@ -43,14 +35,6 @@ _HostServiceGetHostType = typing_extensions.TypeVar(
 
 _HostServiceCheckHostType = typing_extensions.TypeVar(
     '_HostServiceCheckHostType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.host_pb2.CheckHostRequest,
-        sev.v1.host_pb2.CheckHostResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.host_pb2.CheckHostRequest,
-        sev.v1.host_pb2.CheckHostResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.host_pb2.CheckHostRequest,
         sev.v1.host_pb2.CheckHostResponse,
@@ -59,14 +43,6 @@ _HostServiceCheckHostType = typing_extensions.TypeVar(
 
 _HostServiceWatchEventsType = typing_extensions.TypeVar(
     '_HostServiceWatchEventsType',
-    grpc.UnaryStreamMultiCallable[
-        sev.v1.host_pb2.WatchEventsRequest,
-        sev.v1.host_pb2.WatchEventsResponse,
-    ],
-    grpc.aio.UnaryStreamMultiCallable[
-        sev.v1.host_pb2.WatchEventsRequest,
-        sev.v1.host_pb2.WatchEventsResponse,
-    ],
     default=grpc.UnaryStreamMultiCallable[
         sev.v1.host_pb2.WatchEventsRequest,
         sev.v1.host_pb2.WatchEventsResponse,

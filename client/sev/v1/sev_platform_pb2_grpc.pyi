@@ -27,14 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _SevPlatformServiceGetSevStatusType = typing_extensions.TypeVar(
     '_SevPlatformServiceGetSevStatusType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GetSevStatusRequest,
-        sev.v1.sev_platform_pb2.GetSevStatusResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GetSevStatusRequest,
-        sev.v1.sev_platform_pb2.GetSevStatusResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.GetSevStatusRequest,
         sev.v1.sev_platform_pb2.GetSevStatusResponse,
@@ -43,14 +35,6 @@ _SevPlatformServiceGetSevStatusType = typing_extensions.TypeVar(
 
 _SevPlatformServiceGetChipIdsType = typing_extensions.TypeVar(
     '_SevPlatformServiceGetChipIdsType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GetChipIdsRequest,
-        sev.v1.sev_platform_pb2.GetChipIdsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GetChipIdsRequest,
-        sev.v1.sev_platform_pb2.GetChipIdsResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.GetChipIdsRequest,
         sev.v1.sev_platform_pb2.GetChipIdsResponse,
@@ -59,14 +43,6 @@ _SevPlatformServiceGetChipIdsType = typing_extensions.TypeVar(
 
 _SevPlatformServiceGetSevChainType = typing_extensions.TypeVar(
     '_SevPlatformServiceGetSevChainType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GetSevChainRequest,
-        sev.v1.sev_platform_pb2.GetSevChainResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GetSevChainRequest,
-        sev.v1.sev_platform_pb2.GetSevChainResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.GetSevChainRequest,
         sev.v1.sev_platform_pb2.GetSevChainResponse,
@@ -75,14 +51,6 @@ _SevPlatformServiceGetSevChainType = typing_extensions.TypeVar(
 
 _SevPlatformServiceRequestPekSigningType = typing_extensions.TypeVar(
     '_SevPlatformServiceRequestPekSigningType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.RequestPekSigningRequest,
-        sev.v1.sev_platform_pb2.RequestPekSigningResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.RequestPekSigningRequest,
-        sev.v1.sev_platform_pb2.RequestPekSigningResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.RequestPekSigningRequest,
         sev.v1.sev_platform_pb2.RequestPekSigningResponse,
@@ -91,14 +59,6 @@ _SevPlatformServiceRequestPekSigningType = typing_extensions.TypeVar(
 
 _SevPlatformServiceResetSevPlatformType = typing_extensions.TypeVar(
     '_SevPlatformServiceResetSevPlatformType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ResetSevPlatformRequest,
-        sev.v1.sev_platform_pb2.ResetSevPlatformResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ResetSevPlatformRequest,
-        sev.v1.sev_platform_pb2.ResetSevPlatformResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.ResetSevPlatformRequest,
         sev.v1.sev_platform_pb2.ResetSevPlatformResponse,
@@ -107,14 +67,6 @@ _SevPlatformServiceResetSevPlatformType = typing_extensions.TypeVar(
 
 _SevPlatformServiceGeneratePekType = typing_extensions.TypeVar(
     '_SevPlatformServiceGeneratePekType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GeneratePekRequest,
-        sev.v1.sev_platform_pb2.GeneratePekResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GeneratePekRequest,
-        sev.v1.sev_platform_pb2.GeneratePekResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.GeneratePekRequest,
         sev.v1.sev_platform_pb2.GeneratePekResponse,
@@ -123,14 +75,6 @@ _SevPlatformServiceGeneratePekType = typing_extensions.TypeVar(
 
 _SevPlatformServiceGeneratePdhType = typing_extensions.TypeVar(
     '_SevPlatformServiceGeneratePdhType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GeneratePdhRequest,
-        sev.v1.sev_platform_pb2.GeneratePdhResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.GeneratePdhRequest,
-        sev.v1.sev_platform_pb2.GeneratePdhResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.GeneratePdhRequest,
         sev.v1.sev_platform_pb2.GeneratePdhResponse,
@@ -139,14 +83,6 @@ _SevPlatformServiceGeneratePdhType = typing_extensions.TypeVar(
 
 _SevPlatformServiceImportPekType = typing_extensions.TypeVar(
     '_SevPlatformServiceImportPekType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ImportPekRequest,
-        sev.v1.sev_platform_pb2.ImportPekResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.sev_platform_pb2.ImportPekRequest,
-        sev.v1.sev_platform_pb2.ImportPekResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.sev_platform_pb2.ImportPekRequest,
         sev.v1.sev_platform_pb2.ImportPekResponse,

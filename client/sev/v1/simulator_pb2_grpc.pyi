@@ -27,14 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _SimulatorServiceRequestGuestReportType = typing_extensions.TypeVar(
     '_SimulatorServiceRequestGuestReportType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.simulator_pb2.RequestGuestReportRequest,
-        sev.v1.simulator_pb2.RequestGuestReportResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.simulator_pb2.RequestGuestReportRequest,
-        sev.v1.simulator_pb2.RequestGuestReportResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.simulator_pb2.RequestGuestReportRequest,
         sev.v1.simulator_pb2.RequestGuestReportResponse,
@@ -43,14 +35,6 @@ _SimulatorServiceRequestGuestReportType = typing_extensions.TypeVar(
 
 _SimulatorServiceRequestGuestKeyType = typing_extensions.TypeVar(
     '_SimulatorServiceRequestGuestKeyType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.simulator_pb2.RequestGuestKeyRequest,
-        sev.v1.simulator_pb2.RequestGuestKeyResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.simulator_pb2.RequestGuestKeyRequest,
-        sev.v1.simulator_pb2.RequestGuestKeyResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.simulator_pb2.RequestGuestKeyRequest,
         sev.v1.simulator_pb2.RequestGuestKeyResponse,

@@ -27,14 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _SnpPlatformServiceGetSnpStatusType = typing_extensions.TypeVar(
     '_SnpPlatformServiceGetSnpStatusType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.GetSnpStatusRequest,
-        sev.v1.snp_platform_pb2.GetSnpStatusResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.GetSnpStatusRequest,
-        sev.v1.snp_platform_pb2.GetSnpStatusResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.snp_platform_pb2.GetSnpStatusRequest,
         sev.v1.snp_platform_pb2.GetSnpStatusResponse,
@@ -43,14 +35,6 @@ _SnpPlatformServiceGetSnpStatusType = typing_extensions.TypeVar(
 
 _SnpPlatformServiceCommitSnpType = typing_extensions.TypeVar(
     '_SnpPlatformServiceCommitSnpType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.CommitSnpRequest,
-        sev.v1.snp_platform_pb2.CommitSnpResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.CommitSnpRequest,
-        sev.v1.snp_platform_pb2.CommitSnpResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.snp_platform_pb2.CommitSnpRequest,
         sev.v1.snp_platform_pb2.CommitSnpResponse,
@@ -59,14 +43,6 @@ _SnpPlatformServiceCommitSnpType = typing_extensions.TypeVar(
 
 _SnpPlatformServiceSetSnpConfigType = typing_extensions.TypeVar(
     '_SnpPlatformServiceSetSnpConfigType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.SetSnpConfigRequest,
-        sev.v1.snp_platform_pb2.SetSnpConfigResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.SetSnpConfigRequest,
-        sev.v1.snp_platform_pb2.SetSnpConfigResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.snp_platform_pb2.SetSnpConfigRequest,
         sev.v1.snp_platform_pb2.SetSnpConfigResponse,
@@ -75,14 +51,6 @@ _SnpPlatformServiceSetSnpConfigType = typing_extensions.TypeVar(
 
 _SnpPlatformServiceResetSnpConfigType = typing_extensions.TypeVar(
     '_SnpPlatformServiceResetSnpConfigType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.ResetSnpConfigRequest,
-        sev.v1.snp_platform_pb2.ResetSnpConfigResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.ResetSnpConfigRequest,
-        sev.v1.snp_platform_pb2.ResetSnpConfigResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.snp_platform_pb2.ResetSnpConfigRequest,
         sev.v1.snp_platform_pb2.ResetSnpConfigResponse,
@@ -91,14 +59,6 @@ _SnpPlatformServiceResetSnpConfigType = typing_extensions.TypeVar(
 
 _SnpPlatformServiceLoadVlekType = typing_extensions.TypeVar(
     '_SnpPlatformServiceLoadVlekType',
-    grpc.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.LoadVlekRequest,
-        sev.v1.snp_platform_pb2.LoadVlekResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        sev.v1.snp_platform_pb2.LoadVlekRequest,
-        sev.v1.snp_platform_pb2.LoadVlekResponse,
-    ],
     default=grpc.UnaryUnaryMultiCallable[
         sev.v1.snp_platform_pb2.LoadVlekRequest,
         sev.v1.snp_platform_pb2.LoadVlekResponse,
