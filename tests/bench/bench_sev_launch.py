@@ -63,13 +63,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="two rounds")
     arguments = parser.parse_args()
+    rounds = 2 if arguments.quick else arguments.rounds
     data = os.urandom(arguments.mib << 20)
     with tempfile.TemporaryDirectory() as folder:
         simulator = Simulator.open(Path(folder), product="rome", seed=1)
         try:
             launch(simulator, data[: 1 << 20])
-            pairs = [(seconds(lambda: floor(data)), launch(simulator, data)) for _ in range(arguments.rounds)]
+            pairs = [(seconds(lambda: floor(data)), launch(simulator, data)) for _ in range(rounds)]
         finally:
             simulator.close()
     lowest, launched = (min(column) for column in zip(*pairs, strict=True))
