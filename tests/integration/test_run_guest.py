@@ -235,7 +235,7 @@ def test_rounds_leave_nothing_behind(daemon: Daemon, host: Host) -> None:
         once()
     time.sleep(0.5)
     before = held()
-    for _ in range(25):
+    for _ in range(100):
         once()
     until = time.monotonic() + 10
     while held() != before and time.monotonic() < until:
