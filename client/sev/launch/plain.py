@@ -7,42 +7,17 @@ all of its memory: whoever offers it must say so. Its vCPUs start as an SNP gues
 from __future__ import annotations
 
 from sev.abi import kvm
-from sev.errors import UsageError, WrongState
+from sev.errors import UsageError
 from sev.launch.machine import Machine
+from sev.launch.owned import OwnedGuest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sev.launch.seam import Kernel
+    pass
 
 
-class Plain:
-    """One unprotected guest of this process.
-
-    Args:
-        kernel: The kernel as this process sees it.
-        kvm_path: Device of KVM.
-    """
-
-    def __init__(self, kernel: Kernel, *, kvm_path: str = "/dev/kvm") -> None:
-        self._kernel = kernel
-        self._kvm_path = kvm_path
-        self._machine: Machine | None = None
-        self._closed = False
-
-    @property
-    def vm_fd(self) -> int:
-        """The VM's descriptor. Raises WrongState where there is no VM."""
-        return self.machine.vm_fd
-
-    @property
-    def machine(self) -> Machine:
-        """The VM below: its descriptors and memory. Raises WrongState where there is no VM."""
-        if self._machine is None:
-            raise WrongState(
-                "this guest was closed" if self._closed else "this guest was not created",
-                metadata={"state": "dead" if self._closed else "new", "allowed": "close" if self._closed else "create"},
-            )
-        return self._machine
+class Plain(OwnedGuest):
+    """One unprotected guest of this process; arguments as of `OwnedGuest`. It needs no secure processor."""
 
     def create(
         self,
@@ -69,14 +44,10 @@ class Plain:
             KernelError: Refused.
             WrongState: There is a VM already, or it was closed.
         """
-        if self._machine is not None or self._closed:
-            raise WrongState(
-                "create: this guest was closed" if self._closed else "create: this guest exists already",
-                metadata={"state": "dead" if self._closed else "created", "allowed": "close"},
-            )
+        self._begin()
         if vmsa_features:
             raise UsageError(f"vmsa_features: 0x{vmsa_features:x}: a plain guest has no VMSA", field="vmsa_features")
-        self._machine = machine = Machine(self._kernel, self._kvm_path, kvm.VM_TYPE_DEFAULT)
+        self._machine = machine = Machine(self.kernel, self._kvm_path, kvm.VM_TYPE_DEFAULT)
         try:
             machine.check_vcpu_count(vcpu_count)
             machine.add_memory(memory_bytes, firmware_bytes)
@@ -85,10 +56,6 @@ class Plain:
             self._machine = None
             machine.close()
             raise
-
-    def memory(self, gpa: int, size: int) -> memoryview:
-        """The guest's memory, writable. Raises UsageError outside of it, WrongState where there is no VM."""
-        return self.machine.view(gpa, size)
 
     def start(self, policy: int = 0, gosvw: bytes = bytes(16)) -> None:
         """Nothing is launched. Raises UsageError for a policy or workarounds: nobody would keep them."""
@@ -115,13 +82,6 @@ class Plain:
         if any(host_data):
             raise _nobody_keeps("host_data")
         self.machine.finished = True
-
-    def close(self) -> None:
-        """Ends the guest; once more does nothing."""
-        self._closed = True
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            machine.close()
 
 
 def _nobody_keeps(name: str) -> UsageError:

@@ -17,24 +17,19 @@ The driver keeps no order of its own: a step out of order gets the firmware's ow
 from __future__ import annotations
 
 import errno
-import os
 
 from sev import status as statuses
 from sev.abi import kvm, kvm_sev
 from sev.abi import kvm_sev_legacy as abi
 from sev.abi.legacy_report import SIZE as REPORT_SIZE
-from sev.errors import InternalError, NotOffered, SevError, UsageError, WrongState
+from sev.errors import InternalError, SevError, UsageError
 from sev.launch import commands
 from sev.launch.machine import PAGE, Machine
-from sev.launch.refusals import opening
+from sev.launch.owned import OwnedGuest, check_features
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from sev.abi.record import Record
-    from sev.launch.seam import Kernel
 
 MEASURE_SIZE = 48
 ALIGNMENT = 16
@@ -48,57 +43,12 @@ _REMEDIES = {
 }
 
 
-class Sev:
-    """One SEV guest of this process.
-
-    Args:
-        kernel: The kernel as this process sees it. The guest belongs to this process: no other can drive it.
-        sev_path: Device of the secure processor; it is opened for reading only, which suffices for every launch.
-        kvm_path: Device of KVM.
-        share_memory: Guest memory is a memfd, which others can map; else it is this process's alone, in large pages.
-    """
+class Sev(OwnedGuest):
+    """One SEV guest of this process. Its `memory` is plain before an update took it, ciphertext after; arguments as of
+    `OwnedGuest`."""
 
     VM_TYPE = kvm.VM_TYPE_SEV
     NAME = "SEV"
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        *,
-        sev_path: str = "/dev/sev",
-        kvm_path: str = "/dev/kvm",
-        share_memory: bool = True,
-    ) -> None:
-        self.kernel = kernel
-        self._share_memory = share_memory
-        self._sev_path = sev_path
-        self._kvm_path = kvm_path
-        self._sev_fd = -1
-        self._machine: Machine | None = None
-        self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def machine(self) -> Machine:
-        """The VM below: its descriptors and memory. Raises WrongState where there is no VM."""
-        if self._machine is None:
-            raise WrongState(
-                "this guest was closed" if self._closed else "this guest was not created",
-                metadata={"state": "dead" if self._closed else "new", "allowed": "close" if self._closed else "create"},
-            )
-        return self._machine
-
-    @property
-    def vm_fd(self) -> int:
-        """The VM's descriptor. Raises WrongState where there is no VM."""
-        return self.machine.vm_fd
 
     def create(
         self,
@@ -127,15 +77,8 @@ class Sev:
             FirmwareError, KernelError: Another refusal.
             WrongState: There is a VM already, or it was closed.
         """
-        if self._machine is not None or self._closed:
-            raise WrongState(
-                "create: this guest was closed" if self._closed else "create: this guest exists already",
-                metadata={"state": "dead" if self._closed else "created", "allowed": "close"},
-            )
-        try:
-            self._sev_fd = self.kernel.open(self._sev_path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise opening(error, self._sev_path) from None
+        self._begin()
+        self._open_sev()
         try:
             self._machine = machine = Machine(self.kernel, self._kvm_path, self.VM_TYPE)
             machine.check_vcpu_count(vcpu_count)
@@ -145,17 +88,8 @@ class Sev:
             machine.register_memory()
             machine.add_vcpus(vcpu_count, cpuid_signature, ap_reset_address)
         except BaseException:
-            self._close_all()
+            self._give_up()
             raise
-
-    def memory(self, gpa: int, size: int) -> memoryview:
-        """Guest memory, writable: plain before an update took it, ciphertext after.
-
-        Raises:
-            UsageError: Not wholly inside one region of guest memory.
-            WrongState: There is no VM.
-        """
-        return self.machine.view(gpa, size)
 
     def start(self, policy: int, certificate: bytes = b"", session: bytes = b"", *, handle: int = 0) -> int:
         """LAUNCH_START and ACTIVATE; answers the firmware's handle.
@@ -263,11 +197,6 @@ class Sev:
             self.kernel, self.vm_fd, number, request, sev_fd=self._sev_fd, remedies=_REMEDIES, data=data
         )
 
-    def close(self) -> None:
-        """Ends the guest and frees its ASID; once more does nothing."""
-        self._closed = True
-        self._close_all()
-
     def _check_features(self, machine: Machine, features: int) -> None:
         if features:
             raise UsageError(f"vmsa_features: 0x{features:x}: an SEV guest has no VMSA", field="vmsa_features")
@@ -306,14 +235,6 @@ class Sev:
             self.kernel.memory.release(place)
         return bytes(buffer)
 
-    def _close_all(self) -> None:
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            machine.close()
-        fd, self._sev_fd = self._sev_fd, -1
-        if fd >= 0:
-            self.kernel.close(fd)
-
 
 class SevEs(Sev):
     """One SEV-ES guest of this process: registers are encrypted and measured too."""
@@ -322,14 +243,7 @@ class SevEs(Sev):
     NAME = "SEV-ES"
 
     def _check_features(self, machine: Machine, features: int) -> None:
-        offered = machine.sev_attribute(kvm.SEV_ATTR_VMSA_FEATURES) & ~kvm_sev.VMSA_SECURE_TSC
-        if features & ~offered:
-            raise NotOffered(
-                f"VMSA features 0x{features & ~offered:x} are not offered by this kernel and processor",
-                field="vmsa_features",
-                remedy=f"It offers 0x{offered:x}.",
-                command="SEV_INIT2",
-            )
+        check_features(machine, features, without=kvm_sev.VMSA_SECURE_TSC)
 
 
 _LENGTH_AT = {

@@ -17,36 +17,25 @@ Memory: guest RAM starts at address 0; what does not fit below 2 GiB goes on at 
 from __future__ import annotations
 
 import errno
-import os
 from functools import lru_cache
 
 from sev import status as statuses
 from sev.abi import cpuid_page, kvm, kvm_sev, kvm_vcpu
-from sev.errors import InternalError, MalformedInput, NotOffered, SevError, UsageError, WrongState
+from sev.errors import InternalError, MalformedInput, SevError, UsageError
 from sev.launch import commands
 from sev.launch.machine import PAGE, Machine
-from sev.launch.refusals import opening
+from sev.launch.owned import OwnedGuest, check_features
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from sev.abi.record import Record
     from sev.launch.seam import Kernel
 
 _NO_RETRIES = 1000
 
 
-class Snp:
-    """One SNP guest of this process.
-
-    Args:
-        kernel: The kernel as this process sees it. The guest belongs to this process: no other can drive it.
-        sev_path: Device of the secure processor; it is opened for reading only, which suffices for every launch.
-        kvm_path: Device of KVM.
-        share_memory: Guest memory is a memfd, which others can map; else it is this process's alone, in large pages.
-    """
+class Snp(OwnedGuest):
+    """One SNP guest of this process. Its `memory` is what `update` will take; arguments as of `OwnedGuest`."""
 
     def __init__(
         self,
@@ -56,41 +45,9 @@ class Snp:
         kvm_path: str = "/dev/kvm",
         share_memory: bool = True,
     ) -> None:
-        self._kernel = kernel
-        self._share_memory = share_memory
-        self._sev_path = sev_path
-        self._kvm_path = kvm_path
-        self._sev_fd = -1
-        self._machine: Machine | None = None
+        super().__init__(kernel, sev_path=sev_path, kvm_path=kvm_path, share_memory=share_memory)
         self._signature = 0
         self._started = False
-        self._dead = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def vm_fd(self) -> int:
-        """The VM's descriptor.
-
-        Raises:
-            WrongState: There is no VM.
-        """
-        return self._alive().vm_fd
-
-    @property
-    def machine(self) -> Machine:
-        """The VM below: its descriptors and memory.
-
-        Raises:
-            WrongState: There is no VM.
-        """
-        return self._alive()
 
     def create(
         self,
@@ -119,27 +76,14 @@ class Snp:
             FirmwareError, KernelError: Another refusal.
             WrongState: There is a VM already, or it was closed.
         """
-        if self._machine is not None or self._dead:
-            raise WrongState(
-                f"create: {self._dead or 'this guest exists already'}",
-                metadata={"state": "dead" if self._dead else "created", "allowed": "close"},
-            )
+        self._begin()
         try:
             self._create(memory_bytes, firmware_bytes, vcpu_count, vmsa_features)
             self._signature = cpuid_signature
-            self._alive().add_vcpus(vcpu_count, cpuid_signature, ap_reset_address)
+            self.machine.add_vcpus(vcpu_count, cpuid_signature, ap_reset_address)
         except BaseException:
-            self._close_all()
+            self._give_up()
             raise
-
-    def memory(self, gpa: int, size: int) -> memoryview:
-        """The shared view of guest memory, writable: what `update` will take from there.
-
-        Raises:
-            UsageError: Not wholly inside one region of guest memory.
-            WrongState: There is no VM.
-        """
-        return self._alive().view(gpa, size)
 
     def start(self, policy: int, gosvw: bytes = bytes(16)) -> None:
         """SNP_LAUNCH_START.
@@ -178,7 +122,7 @@ class Snp:
             FirmwareError: The firmware refused a page; for a CPUID page `metadata` has its `corrections`.
             KernelError: EINVAL: before the start, after the finish, or a bad type; EIO: a page is assigned already.
         """
-        machine = self._alive()
+        machine = self.machine
         if gpa % PAGE or size % PAGE:
             raise UsageError(f"update: 0x{gpa:x} and {size} bytes are not whole pages of {PAGE}", field="gpa")
         address = machine.address(gpa, size)
@@ -234,9 +178,9 @@ class Snp:
         """
         if id_block and not id_auth:
             raise UsageError("an ID block needs its authentication page", field="id_auth")
-        memory = self._kernel.memory
+        memory = self.kernel.memory
         placed: list[int] = []
-        machine = self._alive()
+        machine = self.machine
         try:
             if id_block and id_auth:
                 placed.append(memory.place(_exactly(id_block, kvm_sev.ID_BLOCK_SIZE, "id_block")))
@@ -261,28 +205,13 @@ class Snp:
             for address in placed:
                 memory.release(address)
 
-    def close(self) -> None:
-        """Ends the guest and frees its ASID; once more does nothing."""
-        self._dead = self._dead or "this guest was closed"
-        self._close_all()
-
     def _create(self, memory_bytes: int, firmware_bytes: int, vcpu_count: int, vmsa_features: int) -> None:
-        try:
-            self._sev_fd = self._kernel.open(self._sev_path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise opening(error, self._sev_path) from None
-        machine = Machine(self._kernel, self._kvm_path, kvm.VM_TYPE_SNP)
+        self._open_sev()
+        machine = Machine(self.kernel, self._kvm_path, kvm.VM_TYPE_SNP)
         self._machine = machine
         machine.check_vcpu_count(vcpu_count)
-        offered = machine.sev_attribute(kvm.SEV_ATTR_VMSA_FEATURES)
         wanted = vmsa_features & ~kvm_sev.VMSA_SNP_ACTIVE
-        if wanted & ~offered:
-            raise NotOffered(
-                f"VMSA features 0x{wanted & ~offered:x} are not offered by this kernel and processor",
-                field="vmsa_features",
-                remedy=f"It offers 0x{offered | 1:x}.",
-                command="SEV_INIT2",
-            )
+        check_features(machine, wanted, always=kvm_sev.VMSA_SNP_ACTIVE)
         machine.enable(kvm.CAP_EXIT_HYPERCALL, 1 << kvm.HC_MAP_GPA_RANGE)
         self._command(kvm_sev.SEV_INIT2, kvm_sev.SevInit(vmsa_features=wanted))
         machine.add_memory(memory_bytes, firmware_bytes, shared=self._share_memory)
@@ -298,30 +227,12 @@ class Snp:
 
     def _command(self, number: int, request: Record, *, remedies: dict[int, str] | None = None) -> bytearray:
         """One KVM_MEMORY_ENCRYPT_OP; answers its structure as the kernel left it."""
-        return commands.issue(
-            self._kernel, self._alive().vm_fd, number, request, sev_fd=self._sev_fd, remedies=remedies
-        )
+        return commands.issue(self.kernel, self.machine.vm_fd, number, request, sev_fd=self._sev_fd, remedies=remedies)
 
     def _fill_cpuid(self, page: memoryview) -> bytes:
         if bytes(page) == bytes(PAGE):
-            page[:] = _cpuid_page(self._alive().supported_cpuid(self._signature))
+            page[:] = _cpuid_page(self.machine.supported_cpuid(self._signature))
         return bytes(page)
-
-    def _alive(self) -> Machine:
-        if self._dead or self._machine is None:
-            raise WrongState(
-                self._dead or "this guest was not created",
-                metadata={"state": "dead" if self._dead else "new", "allowed": "close" if self._dead else "create"},
-            )
-        return self._machine
-
-    def _close_all(self) -> None:
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            machine.close()
-        fd, self._sev_fd = self._sev_fd, -1
-        if fd >= 0:
-            self._kernel.close(fd)
 
 
 _FINISH = (
