@@ -9,11 +9,12 @@ from __future__ import annotations
 import hmac
 
 from sev.abi.legacy_report import ALGORITHM_ECDSA_SHA256, USAGE_PEK, LegacyReport
-from sev.attestation.steps import FAILED, PASSED, SKIPPED, Step
-from sev.certs import sev_chain
+from sev.certs import sev_chain, steps
 from sev.certs.errors import NotGenuine
 from sev.certs.sev_chain import SevChain, VerifiedChain
-from sev.errors import MalformedInput
+from sev.certs.sev_roots import whose
+from sev.certs.sev_signatures import p384_verifies
+from sev.certs.steps import Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def verify(
 
     def reaches() -> str:
         found.append(sev_chain.verify(chain, roots=roots))
-        return f"AMD's root for {found[0].product.capitalize()}" if found[0].product else "a root that was given"
+        return whose(found[0].product)
 
     def signature() -> str:
-        if not _signed(report, chain):
+        if not p384_verifies(chain.pek.public_key(), report.signature, report.signed):
             raise NotGenuine("the signature over the first 52 bytes does not verify")
         return "over the 52 bytes as received"
 
@@ -100,37 +101,15 @@ def verify(
             raise NotGenuine(f"the guest measures {report.launch_digest.hex()}, not as expected")
         return None if measurement is None else measurement.hex()
 
-    checks = (
-        ("format", lambda: "208 bytes"),
-        ("signing_key", signer),
-        ("chain", reaches),
-        ("report_signature", signature),
-        ("mnonce", nonce),
-        ("measurement", digest),
+    done = steps.run(
+        (
+            ("format", lambda: "208 bytes"),
+            ("signing_key", signer),
+            ("chain", reaches),
+            ("report_signature", signature),
+            ("mnonce", nonce),
+            ("measurement", digest),
+        ),
+        LegacyReportInvalid,
     )
-    steps: list[Step] = []
-    for name, check in checks:
-        try:
-            reason = check()
-        except (NotGenuine, MalformedInput) as error:
-            steps.append(Step(name, FAILED, error.message))
-            steps += [Step(other, SKIPPED, f"not reached: {name} failed") for other, _ in checks[len(steps) :]]
-            invalid = LegacyReportInvalid(error.message, field=name, remedy=error.remedy)
-            invalid.steps = tuple(steps)
-            raise invalid from error
-        steps.append(Step(name, SKIPPED, "not asked for") if reason is None else Step(name, PASSED, reason))
-    return VerifiedLegacyReport(report, found[0], tuple(steps))
-
-
-def _signed(report: LegacyReport, chain: SevChain) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-
-    r, s = report.signature
-    try:
-        chain.pek.public_key().verify(encode_dss_signature(r, s), report.signed, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        return False
-    return True
+    return VerifiedLegacyReport(report, found[0], done)

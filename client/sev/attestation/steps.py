@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from sev.certs.steps import FAILED, PASSED, SKIPPED, Step, not_reached
+
+__all__ = ["FAILED", "PASSED", "SKIPPED", "STEPS", "Step", "complete", "number"]
+
 STEPS: dict[str, str] = {
     "format": "the report is well-formed",
     "signing_key": "a VCEK or VLEK signed it",
@@ -18,38 +22,6 @@ STEPS: dict[str, str] = {
 }
 """What each step establishes, by id, in order: step 1 is the first."""
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-
-
-class Step:
-    """One step.
-
-    Attributes:
-        id: A key of STEPS.
-        result: "passed", "failed" or "skipped".
-        reason: Why, as one sentence without a full stop.
-    """
-
-    __slots__ = ("id", "reason", "result")
-
-    def __init__(self, name: str, result: str, reason: str) -> None:
-        self.id = name
-        self.result = result
-        self.reason = reason
-
-    def document(self) -> dict[str, str]:
-        """The JSON form."""
-        return {"id": self.id, "result": self.result, "reason": self.reason}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Step) and self.document() == other.document()
-
-    def __hash__(self) -> int:
-        return hash((self.id, self.result, self.reason))
-
-    def __repr__(self) -> str:
-        return f"<Step {self.id} {self.result}: {self.reason}>"
-
 
 def number(name: str) -> int:
     """The number of a step, from 1; 0 for steps that are not of the report's own verification."""
@@ -65,5 +37,5 @@ def complete(done: list[Step], failed: str = "", reason: str = "") -> tuple[Step
     if failed:
         out.append(Step(failed, FAILED, reason))
         seen = {step.id for step in out}
-        out += [Step(name, SKIPPED, f"not reached: {failed} failed") for name in STEPS if name not in seen]
+        out += not_reached(failed, [name for name in STEPS if name not in seen])
     return tuple(out)

@@ -14,14 +14,15 @@ from sev.abi import amd_certificate
 from sev.abi import sev_certificate as abi
 from sev.abi.amd_certificate import AmdCertificate
 from sev.abi.sev_certificate import SevCertificate
-from sev.certs import sev_signatures
+from sev.certs import sev_signatures, steps
 from sev.certs.errors import NotGenuine, Undecided
 from sev.certs.sev_roots import SevRoots
+from sev.certs.steps import Step
 from sev.errors import MalformedInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 STEPS: dict[str, str] = {
     "format": "there is one PDH, PEK, OCA and CEK",
@@ -34,7 +35,6 @@ STEPS: dict[str, str] = {
 }
 """What each step establishes, by id, in order."""
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 _MEMBERS = (abi.PDH, abi.PEK, abi.OCA, abi.CEK)
 
 
@@ -138,27 +138,6 @@ def _is_sev(data: bytes) -> bool:
     return len(data) >= abi.SIZE and data[:4] == b"\1\0\0\0" and usage in _MEMBERS
 
 
-class ChainStep:
-    """One step.
-
-    Attributes:
-        id: A key of STEPS.
-        result: "passed", "failed" or "skipped".
-        reason: Why.
-    """
-
-    __slots__ = ("id", "reason", "result")
-
-    def __init__(self, name: str, result: str, reason: str) -> None:
-        self.id = name
-        self.result = result
-        self.reason = reason
-
-    def document(self) -> dict[str, str]:
-        """The JSON form."""
-        return {"id": self.id, "result": self.result, "reason": self.reason}
-
-
 class VerifiedChain:
     """A chain whose every step passed.
 
@@ -170,7 +149,7 @@ class VerifiedChain:
 
     __slots__ = ("chain", "product", "steps")
 
-    def __init__(self, chain: SevChain, product: str, steps: tuple[ChainStep, ...]) -> None:
+    def __init__(self, chain: SevChain, product: str, steps: tuple[Step, ...]) -> None:
         self.chain = chain
         self.product = product
         self.steps = steps
@@ -192,33 +171,31 @@ def verify(chain: SevChain, *, roots: SevRoots | None = None) -> VerifiedChain:
         ChainInvalid: A step failed; `steps` shows which.
     """
     roots = roots or SevRoots.amd()
-    product = ""
+    link: list[AmdCertificate] = []
+
+    def cek() -> str:
+        link.append(_issuer(chain, roots))
+        return f"signed by the ASK {link[0].key_id.hex()}"
 
     def ask() -> str:
-        nonlocal product
-        link, product = _authority(chain, roots)
-        return link
+        link.append(root_of(link[0], chain.authorities, roots))
+        product = roots.product.get(link[1].modulus, "")
+        whose = f"AMD's for {product.capitalize()}" if product else "a root that was given"
+        return f"the ARK {link[1].key_id.hex()}, {whose}"
 
-    checks: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("format", lambda: "PDH, PEK, OCA and CEK"),
-        ("keys", lambda: _keys(chain)),
-        ("pdh", lambda: _slot(chain.pdh, chain.pek)),
-        ("oca", lambda: f"{_slot(chain.oca, chain.oca)}; PEK: {_slot(chain.pek, chain.oca)}"),
-        ("pek", lambda: _slot(chain.pek, chain.cek)),
-        ("cek", lambda: f"signed by the ASK {_issuer(chain, roots).key_id.hex()}"),
-        ("ask", ask),
+    done = steps.run(
+        (
+            ("format", lambda: "PDH, PEK, OCA and CEK"),
+            ("keys", lambda: _keys(chain)),
+            ("pdh", lambda: _slot(chain.pdh, chain.pek)),
+            ("oca", lambda: f"{_slot(chain.oca, chain.oca)}; PEK: {_slot(chain.pek, chain.oca)}"),
+            ("pek", lambda: _slot(chain.pek, chain.cek)),
+            ("cek", cek),
+            ("ask", ask),
+        ),
+        ChainInvalid,
     )
-    steps: list[ChainStep] = []
-    for name, check in checks:
-        try:
-            steps.append(ChainStep(name, PASSED, check()))
-        except (NotGenuine, MalformedInput) as error:
-            steps.append(ChainStep(name, FAILED, error.message))
-            steps += [ChainStep(other, SKIPPED, f"not reached: {name} failed") for other, _ in checks[len(steps) :]]
-            invalid = ChainInvalid(error.message, field=name, remedy=error.remedy)
-            invalid.steps = tuple(steps)
-            raise invalid from error
-    return VerifiedChain(chain, product, tuple(steps))
+    return VerifiedChain(chain, roots.product.get(link[1].modulus, ""), done)
 
 
 def same_cek(signed: bytes, exported: bytes) -> SevCertificate:
@@ -293,10 +270,3 @@ def _issuer(chain: SevChain, roots: SevRoots) -> AmdCertificate:
             remedy="The firmware exports the CEK unsigned: fetch the signed one from AMD by the chip's identifier.",
         )
     return ask
-
-
-def _authority(chain: SevChain, roots: SevRoots) -> tuple[str, str]:
-    ark = root_of(_issuer(chain, roots), chain.authorities, roots)
-    product = roots.product.get(ark.modulus, "")
-    whose = f"AMD's for {product.capitalize()}" if product else "a root that was given"
-    return f"the ARK {ark.key_id.hex()}, {whose}", product

@@ -105,6 +105,11 @@ class SevRoots:
         return self.built_in and any(ask.modulus == one.modulus and ask.exponent == one.exponent for one in self.asks)
 
 
+def whose(product: str) -> str:
+    """Whose root a chain ends in, for people; the product is empty where the root is none of AMD's."""
+    return f"AMD's root for {product.capitalize()}" if product else "a root that was given"
+
+
 @lru_cache(maxsize=1)
 def _amd() -> SevRoots:
     from binascii import a2b_base64, unhexlify

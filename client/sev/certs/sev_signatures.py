@@ -159,16 +159,23 @@ def ecdsa_sign(key: Any, body: bytes, *, deterministic: bool = False) -> bytes:
 
 
 def _ecdsa_verifies(signature: Signature, key: Any, body: bytes) -> bool:
+    try:
+        parts = id_block.decode_signature(signature.data)
+    except MalformedInput:
+        return False
+    return p384_verifies(key, parts, body, sha384=signature.algorithm in _SHA384)
+
+
+def p384_verifies(key: Any, parts: tuple[int, int], body: bytes, *, sha384: bool = False) -> bool:
+    """Whether (r, s) is a P-384 key's signature over a body, with SHA-256 or SHA-384."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-    digest = hashes.SHA384() if signature.algorithm in _SHA384 else hashes.SHA256()
     try:
-        r, s = id_block.decode_signature(signature.data)
-        key.verify(encode_dss_signature(r, s), body, ec.ECDSA(digest))
-    except (InvalidSignature, MalformedInput, ValueError):
+        key.verify(encode_dss_signature(*parts), body, ec.ECDSA(hashes.SHA384() if sha384 else hashes.SHA256()))
+    except (InvalidSignature, ValueError):
         return False
     return True
 

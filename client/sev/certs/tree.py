@@ -10,7 +10,8 @@ from sev.abi import sev_certificate as abi
 from sev.certs import chain, sev_chain, sev_signatures
 from sev.certs.errors import NotGenuine, Undecided
 from sev.certs.roots import Roots
-from sev.certs.sev_roots import SevRoots
+from sev.certs.sev_roots import SevRoots, whose
+from sev.certs.steps import FAILED, PASSED, SKIPPED
 from sev.errors import MalformedInput, UsageError
 
 TYPE_CHECKING = False
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from sev.abi.amd_certificate import AmdCertificate
     from sev.abi.sev_certificate import SevCertificate
     from sev.certs.x509 import Certificate
-
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 _SIGNERS = ((abi.PDH, abi.PEK), (abi.PEK, abi.OCA), (abi.OCA, abi.OCA), (abi.PEK, abi.CEK))
 """(subject, signer) among SEV certificates; the CEK's signer is an ASK."""
@@ -169,10 +168,7 @@ def _above_ask(ask: AmdCertificate, authorities: list[AmdCertificate], roots: Se
 def _trust(ark: AmdCertificate, roots: SevRoots) -> Edge:
     if not roots.trusts(ark):
         return Edge("ARK", "trust", FAILED, f"the key {ark.key_id.hex()} is no trusted root's")
-    product = roots.product.get(ark.modulus, "")
-    return Edge(
-        "ARK", "trust", PASSED, f"AMD's root for {product.capitalize()}" if product else "a root that was given"
-    )
+    return Edge("ARK", "trust", PASSED, whose(roots.product.get(ark.modulus, "")))
 
 
 def _unsigned(cek: SevCertificate) -> bool:

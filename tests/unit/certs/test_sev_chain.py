@@ -16,6 +16,7 @@ from sev.certs import amd_sev_roots, sev_chain, sev_signatures
 from sev.certs.errors import RootsUnusable
 from sev.certs.sev_chain import ChainIncomplete, ChainInvalid, SevChain
 from sev.certs.sev_roots import SevRoots
+from sev.certs.steps import Step
 from sev.errors import MalformedInput, UsageError
 from tests.support.data import DATA
 
@@ -29,7 +30,7 @@ ROOTS = sorted(path for path in (DATA / "roots" / "legacy").iterdir() if path.su
 def failed(data: bytes, roots: SevRoots | None = None) -> str:
     with pytest.raises(ChainInvalid) as caught:
         sev_chain.verify(SevChain.parse(data), roots=roots)
-    results = [step.result for step in caught.value.steps if isinstance(step, sev_chain.ChainStep)]
+    results = [step.result for step in caught.value.steps if isinstance(step, Step)]
     assert len(results) == len(sev_chain.STEPS)
     assert results.count("failed") == 1
     return caught.value.field
