@@ -153,14 +153,8 @@ def _measurement(args: Namespace, out: Output) -> bytes:
         return plan_of(args, out).digest()
     if args.ovmf is not None:
         raise UsageError("--measurement and --ovmf were given: give one of them", field="--measurement")
-    from base64 import b64decode
-
-    text = args.measurement.strip().removeprefix("0x")
-    try:
-        digest = bytes.fromhex(text) if len(text) == 96 else b64decode(text, validate=True)
-    except ValueError:
-        digest = b""
-    if len(digest) != 48:
+    digest = values.decoded(args.measurement.strip(), 48)
+    if digest is None:
         raise UsageError(
             "--measurement: expected 48 bytes, as 96 hexadecimal digits or 64 characters of base64",
             field="--measurement",

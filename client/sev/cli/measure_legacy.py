@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from sev.cli import values
 from sev.cli.files import read_file
-from sev.cli.measure_options import FIRMWARE, dump_vmsas, kernel_hashes, vcpu_signature
+from sev.cli.measure_options import FIRMWARE, KERNEL, VCPUS, dump_vmsas, kernel_hashes, vcpu_signature
 from sev.cli.parser import examples
 from sev.cli.quick import Option, add
 from sev.measurement.legacy import LegacyPlan, sev_es_plan, sev_plan
 from sev.measurement.ovmf import MAX_IMAGE
-from sev.measurement.plan import MAX_VCPUS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,21 +16,8 @@ if TYPE_CHECKING:
 
     from sev.cli.output import Output
 
-KERNEL = (
-    Option("--kernel", metavar="FILE", help="a kernel that is booted directly"),
-    Option("--initrd", metavar="FILE", help="its initrd"),
-    Option("--append", metavar="TEXT", help="its command line"),
-)
-VCPUS = (
-    Option("--vcpus", metavar="N", kind=values.integer(1, MAX_VCPUS), default=1, help="number of vCPUs (default 1)"),
-    Option("--vcpu-type", metavar="TYPE", help="CPU model of the guest, as QEMU names it (EPYC-v4, EPYC-Milan, ...)"),
-    Option("--vcpu-sig", metavar="N", kind=values.integer(0, 0xFFFFFFFF), help="CPUID signature instead of a type"),
-    Option("--vcpu-family", metavar="N", kind=values.integer(0, 0x10E), help="CPU family; with model and stepping"),
-    Option("--vcpu-model", metavar="N", kind=values.integer(0, 0xFF), help="CPU model number"),
-    Option("--vcpu-stepping", metavar="N", kind=values.integer(0, 0xF), help="CPU stepping"),
-    Option(
-        "--vmm", "--vmm-type", metavar="VMM", default="qemu", help="qemu (default), ec2, gce, krun, ec2-2026, ec2-2023"
-    ),
+SEV_ES_VCPUS = (
+    *VCPUS,
     Option(
         "--guest-features",
         metavar="N",
@@ -40,6 +26,7 @@ VCPUS = (
         help="SEV_FEATURES of the vCPUs (default 0; 0x20 with debug swap)",
     ),
 )
+"""The vCPUs of an SEV-ES guest: an SEV guest's are not measured."""
 
 
 def build_sev(parser: ArgumentParser, output: Option) -> None:
@@ -65,7 +52,7 @@ def build_sev_es(parser: ArgumentParser, output: Option) -> None:
         "hashes if a kernel is booted directly, and one VMSA page per vCPU."
     )
     dump = Option("--dump-vmsa", metavar="DIR", help="write each vCPU's VMSA page to DIR/vmsaN.bin")
-    add(parser, (FIRMWARE, *VCPUS, *KERNEL, dump, output))
+    add(parser, (FIRMWARE, *SEV_ES_VCPUS, *KERNEL, dump, output))
     parser.set_defaults(run=_sev_es)
     examples(
         parser,

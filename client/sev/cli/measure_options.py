@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIRMWARE = Option("--ovmf", metavar="FILE", required=True, help="the firmware image (OVMF.fd, OVMF_CODE.fd)")
 
-LAUNCH = (
+VCPUS = (
     Option("--vcpus", metavar="N", kind=values.integer(1, MAX_VCPUS), default=1, help="number of vCPUs (default 1)"),
     Option("--vcpu-type", metavar="TYPE", help="CPU model of the guest, as QEMU names it (EPYC-v4, EPYC-Milan, ...)"),
     Option("--vcpu-sig", metavar="N", kind=values.integer(0, 0xFFFFFFFF), help="CPUID signature instead of a type"),
@@ -29,9 +29,18 @@ LAUNCH = (
     Option(
         "--vmm", "--vmm-type", metavar="VMM", default="qemu", help="qemu (default), ec2, gce, krun, ec2-2026, ec2-2023"
     ),
+)
+"""The vCPUs, and who starts them."""
+
+KERNEL = (
     Option("--kernel", metavar="FILE", help="a kernel that is booted directly"),
     Option("--initrd", metavar="FILE", help="its initrd"),
     Option("--append", metavar="TEXT", help="its command line"),
+)
+
+LAUNCH = (
+    *VCPUS,
+    *KERNEL,
     Option(
         "--guest-features",
         metavar="N",
@@ -105,21 +114,29 @@ def vcpu_signature(args: Namespace | Arguments) -> int | None:
         "--vcpu-model": args.vcpu_model,
         "--vcpu-stepping": args.vcpu_stepping,
     }
-    given = [name for name, number in numbers.items() if number is not None]
-    kinds = [bool(args.vcpu_type), args.vcpu_sig is not None, bool(given)]
+    kinds = [bool(args.vcpu_type), args.vcpu_sig is not None, any(number is not None for number in numbers.values())]
     if sum(kinds) > 1:
         raise UsageError(
             "--vcpu-type, --vcpu-sig and --vcpu-family with model and stepping exclude each other", field="--vcpu-type"
         )
+    return signature_of(numbers) if kinds[2] else args.vcpu_sig
+
+
+def signature_of(numbers: dict[str, int | None]) -> int | None:
+    """The CPUID signature of family, model and stepping, by the names of their options; None where none was given.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    given = [name for name, number in numbers.items() if number is not None]
     if not given:
-        signature: int | None = args.vcpu_sig
-        return signature
+        return None
     missing = [name for name in numbers if name not in given]
     if missing:
         raise UsageError(f"{', '.join(given)} without {' and '.join(missing)}", field=missing[0])
     from sev.products import cpuid_signature
 
-    return cpuid_signature(args.vcpu_family, args.vcpu_model, args.vcpu_stepping)
+    return cpuid_signature(*(number or 0 for number in numbers.values()))
 
 
 def kernel_hashes(args: Namespace | Arguments) -> bytes | None:

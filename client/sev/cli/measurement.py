@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sev.cli import values
-from sev.cli.measure_legacy import KERNEL, VCPUS
+from sev.cli.measure_legacy import SEV_ES_VCPUS
+from sev.cli.measure_options import KERNEL
 from sev.cli.parser import examples, lazy
 from sev.cli.quick import Option, add
 from sev.errors import UsageError
@@ -44,7 +45,7 @@ def _common(parser: ArgumentParser) -> None:
     session.add_argument("--policy", metavar="P", required=True, help="guest policy: number or names (nodbg,es)")
     launch = parser.add_argument_group("launch")
     launch.add_argument("--launch-digest", metavar="DIGEST", help="32 bytes in hex or base64, instead of --firmware")
-    add(launch, (_FIRMWARE, *KERNEL, *VCPUS))
+    add(launch, (_FIRMWARE, *KERNEL, *SEV_ES_VCPUS))
     launch.add_argument("--num-cpus", metavar="N", type=number, help="number of vCPUs, with VMSA pages from files")
     launch.add_argument("--vmsa-cpu0", metavar="FILE", help="VMSA page of the first vCPU")
     launch.add_argument("--vmsa-cpu1", metavar="FILE", help="VMSA page of every other vCPU")

@@ -176,7 +176,7 @@ def _judge(args: Namespace, out: Output) -> int:
     try:
         appraisal.require()
     except AppraisalError as error:
-        return _end(out, document, lines, error)
+        return end(out, document, lines, error)
     return 0
 
 
@@ -232,10 +232,11 @@ def _refuse(out: Output, found: Evidence | None, steps: tuple[Step, ...], error:
         "report": found.report.document() if found is not None else None,
     }
     verdict = "not genuine" if error.exit_code == 3 else "cannot be told"
-    return _end(out, document, [*_step_lines(steps), "", verdict], error)
+    return end(out, document, [*_step_lines(steps), "", verdict], error)
 
 
-def _end(out: Output, document: dict[str, object], lines: list[str], error: SevError) -> int:
+def end(out: Output, document: dict[str, object], lines: list[str], error: SevError) -> int:
+    """Says how a verification ended that failed, on stdout and stderr; answers the exit code."""
     from sev.cli.output import Output
 
     out.result({**document, "error": error.document()}, "\n".join(lines).lstrip("\n"))

@@ -36,6 +36,7 @@ def judge(args: Namespace, out: Output) -> int:
     from sev.certs.sev_chain import SevChain
     from sev.certs.sev_roots import SevRoots
     from sev.cli.files import read_file
+    from sev.cli.report import end
 
     for name in _NOT_HERE:
         if getattr(args, name) is not None:
@@ -59,8 +60,13 @@ def judge(args: Namespace, out: Output) -> int:
             raise
         if error.exit_code == 9:
             error = legacy.LegacyReportInvalid(error.message, field="chain")
-        _end(out, report, getattr(error, "steps", ()), error)
-        return error.exit_code
+        steps = getattr(error, "steps", ())
+        document = {
+            "verified": False,
+            "steps": [step.document() for step in steps],
+            "report": report.document() if report is not None else None,
+        }
+        return end(out, document, [*_lines(steps), "", "not genuine"], error)
     document = {
         "verified": True,
         "steps": [step.document() for step in verified.steps],
@@ -70,19 +76,6 @@ def judge(args: Namespace, out: Output) -> int:
     lines = [*_lines(verified.steps), "", f"genuine: launch digest {verified.report.launch_digest.hex()}"]
     out.result(document, "\n".join(lines))
     return 0
-
-
-def _end(out: Output, report: object, steps: tuple[Step, ...], error: SevError) -> None:
-    from sev.cli.output import Output
-
-    document = {
-        "verified": False,
-        "steps": [step.document() for step in steps],
-        "report": getattr(report, "document", lambda: None)(),
-        "error": error.document(),
-    }
-    out.result(document, "\n".join([*_lines(steps), "", "not genuine"]).lstrip("\n"))
-    Output(quiet=out.quiet, verbose=out.verbose).error(error)
 
 
 def _lines(steps: tuple[Step, ...]) -> list[str]:

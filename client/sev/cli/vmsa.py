@@ -153,22 +153,17 @@ def _page(args: Namespace, out: Output) -> bytes:
 
 
 def _signature(args: Namespace) -> int | None:
-    parts = {"--family": args.family, "--model": args.model, "--stepping": args.stepping}
-    given = [name for name, number in parts.items() if number is not None]
-    if args.vcpu_type is not None:
-        if given:
-            raise UsageError(f"--vcpu-type and {given[0]} exclude each other", field="--vcpu-type")
-        from sev.measurement.vcpu_types import signature
+    from sev.cli.measure_options import signature_of
 
-        return signature(args.vcpu_type)
-    if not given:
-        return None
-    missing = [name for name in parts if name not in given]
-    if missing:
-        raise UsageError(f"{', '.join(given)} without {' and '.join(missing)}", field=missing[0])
-    from sev.products import cpuid_signature
+    numbers = {"--family": args.family, "--model": args.model, "--stepping": args.stepping}
+    if args.vcpu_type is None:
+        return signature_of(numbers)
+    given = [name for name, number in numbers.items() if number is not None]
+    if given:
+        raise UsageError(f"--vcpu-type and {given[0]} exclude each other", field="--vcpu-type")
+    from sev.measurement.vcpu_types import signature
 
-    return cpuid_signature(args.family, args.model, args.stepping)
+    return signature(args.vcpu_type)
 
 
 def _reset_address(args: Namespace) -> int:
