@@ -169,7 +169,7 @@ def _signature(args: Namespace) -> int | None:
 def _reset_address(args: Namespace) -> int:
     from sev.cli.files import read_file
     from sev.measurement import ovmf
-    from sev.measurement.plan import needs_reset
+    from sev.measurement.inputs import needs_reset
 
     if args.firmware is None:
         raise UsageError(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from sev.errors import MalformedInput, UsageError
+from sev.errors import MalformedInput
 from sev.measurement import ovmf
 from sev.measurement import vmm as vmms
-from sev.measurement.plan import MAX_VCPUS, check_range, hashes_of, needs_reset, signature_of
+from sev.measurement.inputs import check_range, hashes_base, hashes_of, needs_reset, signature_of
+from sev.measurement.plan import MAX_VCPUS
 
 SEV_ES_FEATURES = 0
 """SEV_FEATURES of an SEV-ES guest's vCPUs, unless the VMM asks KVM for more."""
@@ -118,14 +119,8 @@ def sev_es_plan(
 
 
 def _hashes_gpa(image: ovmf.Image) -> int:
-    found = image.area(ovmf.HASHES_TABLE)
-    if found is None or not found[0]:
-        raise UsageError(
-            f"a kernel was given, but the {image.what} does not say where its hashes go",
-            remedy="Use a build of OVMF for direct boot (AmdSev), or measure without the kernel.",
-            field="kernel",
-        )
-    base, size = found
+    hashes_base(image)
+    base, size = image.area(ovmf.HASHES_TABLE) or (0, 0)
     if size < ovmf.HASHES_SIZE:
         raise MalformedInput(
             f"{image.what}: {size} bytes for the kernel hashes at {base:#x}, expected at least {ovmf.HASHES_SIZE}",

@@ -12,6 +12,7 @@ from sev.errors import MalformedInput, UsageError
 from sev.measurement import digest as chain
 from sev.measurement import ovmf
 from sev.measurement import vmm as vmms
+from sev.measurement.inputs import check_range, hashes_base, hashes_of, needs_reset, signature_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -217,61 +218,6 @@ def snp_plan(
     )
 
 
-def check_range(name: str, value: int, lowest: int, highest: int) -> None:
-    """Raises UsageError, naming the value, unless it lies in the range."""
-    if not lowest <= value <= highest:
-        raise UsageError(f"{name}: expected {lowest} to {highest}, not {value}", field=name)
-
-
-def signature_of(maker: vmms.Vmm, vcpu_type: str | None, given: int | None) -> int:
-    """The CPUID signature that is measured, of a CPU model's name or as given; 0 where the VMM has it nowhere.
-
-    Raises:
-        UsageError: Both, an unknown name, a number above 32 bits, or neither where one is needed.
-    """
-    if vcpu_type is not None and given is not None:
-        raise UsageError("a CPU type and a CPU signature were given: give one of them", field="vcpu_signature")
-    if given is not None:
-        check_range("vcpu_signature", given, 0, 0xFFFFFFFF)
-        return given
-    if vcpu_type is not None:
-        from sev.measurement.vcpu_types import signature
-
-        return signature(vcpu_type)
-    if maker.needs_signature:
-        raise UsageError(
-            "the CPU type is missing: its signature is part of the measurement",
-            remedy="Give the guest's CPU model, such as EPYC-v4, or its CPUID signature.",
-            field="vcpu_type",
-        )
-    return 0
-
-
-def hashes_of(kernel: bytes | None, initrd: bytes | None, append: str | None, table: bytes | None) -> bytes | None:
-    """The table of kernel hashes, 176 bytes, made or as given; None without a kernel.
-
-    Raises:
-        UsageError: They contradict each other, or a part of a kernel was given without the kernel.
-    """
-    if table is not None:
-        if kernel is not None or initrd is not None or append is not None:
-            raise UsageError("a table of kernel hashes and a kernel were given: give one of them", field="kernel")
-        if len(table) != ovmf.HASHES_SIZE:
-            raise UsageError(f"kernel_hashes: expected 176 bytes, not {len(table)}", field="kernel_hashes")
-        return table
-    if kernel is not None:
-        from sev.measurement import kernel_hashes
-
-        return kernel_hashes.table(kernel, initrd, append)
-    if initrd is not None or append is not None:
-        raise UsageError(
-            "an initrd or a command line was given without a kernel",
-            remedy="They are measured together with a kernel that is booted directly.",
-            field="kernel",
-        )
-    return None
-
-
 def _image_region(name: str, image: Image) -> Region:
     return Region(image.gpa, len(image.data), page_info.NORMAL, image.data, name)
 
@@ -301,13 +247,7 @@ def _section(image: Image, section: Section, maker: vmms.Vmm, hashes: bytes | No
 
 def _hashes_page(image: Image, gpa: int, size: int, hashes: bytes) -> bytes:
     """The page with the table at the place where the firmware will look for it."""
-    base = image.u32(ovmf.HASHES_TABLE) or 0
-    if not base:
-        raise UsageError(
-            f"a kernel was given, but the {image.what} does not say where its hashes go",
-            remedy="Use a build of OVMF for direct boot (AmdSev), or measure without the kernel.",
-            field="kernel",
-        )
+    base = hashes_base(image)
     offset = base - gpa
     if size != page_info.PAGE_SIZE or not 0 <= offset <= size - len(hashes):
         raise MalformedInput(
@@ -316,18 +256,6 @@ def _hashes_page(image: Image, gpa: int, size: int, hashes: bytes) -> bytes:
             field=image.what,
         )
     return (bytes(offset) + hashes).ljust(page_info.PAGE_SIZE, b"\0")
-
-
-def needs_reset(image: Image) -> int:
-    """Where the vCPUs after the first start. Raises MalformedInput if the image does not say."""
-    reset = image.u32(ovmf.RESET_BLOCK)
-    if not reset:
-        raise MalformedInput(
-            f"{image.what}: no SEV-ES reset block, so it is not known where more than one vCPU would start",
-            remedy="Use a firmware image built for SEV-ES and SEV-SNP, or one vCPU.",
-            field=image.what,
-        )
-    return reset
 
 
 def _svsm_entry(image: Image) -> int:
