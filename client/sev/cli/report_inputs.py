@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sev.attestation import Collateral, Evidence, Policy
     from sev.certs import Certificate, Crl, Roots
+    from sev.certs.sev_roots import SevRoots
     from sev.cli.output import Output
 
 REPORT_LIMIT = 4 << 20
@@ -107,6 +108,18 @@ def roots(args: Namespace) -> Roots | None:
     from sev.attestation import Roots
 
     return Roots.from_pem(read_file(args.roots, "the roots", CERTIFICATE_LIMIT)) if args.roots is not None else None
+
+
+def sev_roots(args: Namespace) -> SevRoots | None:
+    """`--roots` of SEV and SEV-ES, a file of ASK and ARK; None for AMD's.
+
+    Raises:
+        UsageError: The file cannot be read.
+        RootsUnusable: It holds no roots.
+    """
+    from sev.certs.sev_roots import SevRoots
+
+    return SevRoots.of(read_file(args.roots, "the roots", CERTIFICATE_LIMIT)) if args.roots is not None else None
 
 
 def collateral(args: Namespace, found: Evidence | None, out: Output) -> Collateral:

@@ -52,8 +52,8 @@ def _create(args: Namespace, out: Output) -> int:
     from sev.abi.sev_certificate import SIZE, SevCertificate
     from sev.abi.sev_policy import DEFAULT, SevPolicy
     from sev.certs import sev_chain
-    from sev.certs.sev_roots import SevRoots
     from sev.cli.files import read_file
+    from sev.cli.report_inputs import sev_roots
     from sev.errors import UsageError
     from sev.session import Session
 
@@ -67,7 +67,7 @@ def _create(args: Namespace, out: Output) -> int:
         out.note("sev: warning: nobody vouches for this PDH: whoever made it can read the guest and its secrets")
         start = session.start_unverified(SevCertificate.read(data[:SIZE], "PDH"))
     else:
-        roots = SevRoots.of(read_file(args.roots, "the roots", _LIMIT)) if args.roots is not None else None
+        roots = sev_roots(args)
         verified = sev_chain.verify(sev_chain.SevChain.parse(data), roots=roots)
         product = verified.product
         start = session.start(verified)
