@@ -121,3 +121,22 @@ def test_options_of_the_other_kind(platform: Platform, tmp_path: Path) -> None:
     assert sev(*base, "--vmpl", 0).code == 2
     assert sev(*base, "--measurement", bytes(48).hex()).code == 2
     assert sev("report", "verify", tmp_path / "report", "--mnonce", NONCE.hex()).code == 2
+
+
+def test_without_a_chain(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / "report").write_bytes(platform.report())
+    shown = sev("report", "show", tmp_path / "report", "--json")
+    assert (shown.code, shown.json()["launch_digest"], shown.json()["form"]) == (0, DIGEST.hex(), "legacy")
+    assert "nodbg" in sev("report", "show", tmp_path / "report").out
+    done = sev("report", "verify", tmp_path / "report", "--json")
+    assert done.code == 3
+    assert "--chain" in done.json()["error"]["remedy"]
+    (tmp_path / "short").write_bytes(platform.report()[:-1])
+    assert sev("report", "show", tmp_path / "short").code == 9
+    assert "--chain" not in sev("report", "verify", tmp_path / "short").err
+
+
+def test_another_root_has_to_be_named(platform: Platform, tmp_path: Path) -> None:
+    done = sev("session", "create", platform.chain, "--out", tmp_path)
+    assert done.code == 3
+    assert "--roots" in done.err

@@ -265,8 +265,18 @@ def _issuer(chain: SevChain, roots: SevRoots) -> AmdCertificate:
     ask = issuer_of(chain.cek, chain.authorities, roots)
     if ask is None:
         raise sev_signatures.NotSignedBy(
-            "CEK: no ASK at hand signed it",
-            field="CEK",
-            remedy="The firmware exports the CEK unsigned: fetch the signed one from AMD by the chip's identifier.",
+            "CEK: no ASK at hand signed it", field="CEK", remedy=_UNSIGNED if unsigned(chain.cek) else _OTHER_ROOT
         )
     return ask
+
+
+def unsigned(cek: SevCertificate) -> bool:
+    """Whether nobody signed it: so the firmware exports a CEK."""
+    return all(signature.free for signature in cek.signatures)
+
+
+_UNSIGNED = "The firmware exports the CEK unsigned: fetch the signed one from AMD by the chip's identifier."
+_OTHER_ROOT = (
+    "It is signed, but by nobody whom AMD's roots know. If it is from a simulated host, or has roots of your own, name "
+    "them with --roots (sev platform export --ca-out writes a simulated host's)."
+)

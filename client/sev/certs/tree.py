@@ -152,7 +152,7 @@ def _above_cek(cek: SevCertificate, authorities: list[AmdCertificate], roots: Se
     ask = sev_chain.issuer_of(cek, authorities, roots)
     if ask is None:
         hint = " (the firmware exports the CEK unsigned: the signed one is AMD's to give)"
-        return [Edge("CEK", "ASK", FAILED, f"no ASK at hand signed it{hint if _unsigned(cek) else ''}")]
+        return [Edge("CEK", "ASK", FAILED, f"no ASK at hand signed it{hint if sev_chain.unsigned(cek) else ''}")]
     origin = "given" if ask in authorities else "built in" if roots.built_in else "of the roots given"
     return [Edge("CEK", "ASK", PASSED, f"{ask.key_id.hex()}, {origin}"), *_above_ask(ask, authorities, roots)]
 
@@ -169,10 +169,6 @@ def _trust(ark: AmdCertificate, roots: SevRoots) -> Edge:
     if not roots.trusts(ark):
         return Edge("ARK", "trust", FAILED, f"the key {ark.key_id.hex()} is no trusted root's")
     return Edge("ARK", "trust", PASSED, whose(roots.product.get(ark.modulus, "")))
-
-
-def _unsigned(cek: SevCertificate) -> bool:
-    return all(signature.free for signature in cek.signatures)
 
 
 def _modern(x509: list[Certificate], roots: Roots, at: datetime) -> tuple[list[Edge], list[str]]:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from sev.errors import SevError
 
 _SHOW = """\
-Shows every field of a report. It may be raw (1184 bytes), hexadecimal, base64, the
-buffer of SNP_GET_REPORT, an Azure HCL blob or configfs-tsm's outblob. Nothing is
-verified: what is shown is what the bytes say.
+Shows every field of a report. SNP's may be raw (1184 bytes), hexadecimal, base64, the
+buffer of SNP_GET_REPORT, an Azure HCL blob or configfs-tsm's outblob; that of an SEV
+or SEV-ES guest has 208 bytes. Nothing is verified: what is shown is what the bytes say.
 """
 
 _VERIFY = """\
@@ -108,7 +108,10 @@ def _build_appraise(appraise: ArgumentParser) -> None:
 def _show(args: Namespace, out: Output) -> int:
     from sev.abi.report_text import text
     from sev.cli.report_inputs import evidence
+    from sev.cli.report_legacy import is_legacy, show
 
+    if is_legacy(args.file):
+        return show(args, out)
     found = evidence(args)
     out.detail(f"sev: recognised as {found.form}")
     out.result({**found.report.document(), "form": found.form}, text(found.report))
@@ -148,7 +151,7 @@ def _judge(args: Namespace, out: Output) -> int:
             from sev.attestation.errors import ReportMalformed
 
             steps = complete([], "format", error.message)
-            raise ReportMalformed(error.message, field=error.field) from None
+            raise ReportMalformed(error.message, field=error.field, remedy=_hint(args)) from None
         roots = inputs.roots(args)
         verified = verify(
             found.report,
@@ -178,6 +181,15 @@ def _judge(args: Namespace, out: Output) -> int:
     except AppraisalError as error:
         return end(out, document, lines, error)
     return 0
+
+
+def _hint(args: Namespace) -> str:
+    """What to do about a report that is none of SNP's, where that can be told."""
+    from sev.cli.report_legacy import is_legacy
+
+    if not is_legacy(args.file):
+        return ""
+    return "It has the size of an SEV or SEV-ES guest's report: give its platform's chain with --chain."
 
 
 def _with_binding(steps: tuple[Step, ...], found: Evidence) -> tuple[Step, ...]:

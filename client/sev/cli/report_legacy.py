@@ -24,6 +24,30 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument("--mnonce", metavar="HEX", type=hex_bytes(16), help="the nonce that was asked with")
 
 
+def is_legacy(path: str) -> bool:
+    """Whether a file has the size of such a report. What cannot be looked at is left to whoever reads it."""
+    from os import stat
+
+    from sev.abi.legacy_report import SIZE
+
+    try:
+        return stat(path).st_size == SIZE
+    except (OSError, ValueError):
+        return False
+
+
+def show(args: Namespace, out: Output) -> int:
+    """Every field of a legacy report."""
+    from sev.abi.legacy_report import LegacyReport
+    from sev.cli.files import read_file
+
+    report = LegacyReport.parse(read_file(args.file, "the report", _LIMIT))
+    document = {**report.document(), "form": "legacy"}
+    shown = {**document, "policy": str(report.policy), "signature_usage": f"0x{report.signature_usage:x}"}
+    out.result(document, "\n".join(f"{name.replace('_', ' '):<22}{value}" for name, value in shown.items()))
+    return 0
+
+
 def judge(args: Namespace, out: Output) -> int:
     """Verifies a legacy report.
 
@@ -34,9 +58,9 @@ def judge(args: Namespace, out: Output) -> int:
     from sev.attestation import legacy
     from sev.attestation.steps import FAILED, Step
     from sev.certs.sev_chain import SevChain
-    from sev.certs.sev_roots import SevRoots
     from sev.cli.files import read_file
     from sev.cli.report import end
+    from sev.cli.report_inputs import sev_roots
 
     for name in _NOT_HERE:
         if getattr(args, name) is not None:
@@ -44,7 +68,7 @@ def judge(args: Namespace, out: Output) -> int:
             raise UsageError(f"{option} has no meaning for the report of an SEV guest", field=option)
     if args.measurement is not None and len(args.measurement) != 32:
         raise UsageError("--measurement: an SEV guest's launch digest has 32 bytes", field="--measurement")
-    roots = SevRoots.of(read_file(args.roots, "the roots", _LIMIT)) if args.roots is not None else None
+    roots = sev_roots(args)
     report: LegacyReport | None = None
     try:
         try:
