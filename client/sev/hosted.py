@@ -19,7 +19,7 @@ from sev.errors import MalformedInput, NotFound, SevError, UsageError
 from sev.guest_model import LaunchedGuest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sev.calls import Operation
     from sev.guest_model import Guest
@@ -152,11 +152,13 @@ def launch_plan(
         raise UsageError(f"host_data: {len(host_data)} bytes, expected 32", field="host_data")
     firmware_bytes = FOUR_GIB - plan.firmware_gpa
     memory_bytes = _memory(plan, memory_bytes)
+    guest_id = new_guest_id()
     return _launch(
         plan,
+        guest_id,
         progress or (lambda step, done, total: None),
         create=guest_operations.create_guest(
-            guest_id=(guest_id := new_guest_id()),
+            guest_id=guest_id,
             memory_bytes=memory_bytes,
             firmware_bytes=firmware_bytes,
             vcpu_count=len(plan.vmsas),
@@ -174,47 +176,75 @@ def launch_plan(
             vcek_disabled=vcek_disabled,
             host_data=host_data,
         ),
-        guest_id=guest_id,
     )
 
 
 def _launch(
     plan: LaunchPlan,
+    guest_id: str,
     progress: Progress,
     *,
     create: Operation[Guest],
     start: Operation[Guest],
     finish: Operation[Guest],
-    guest_id: str,
 ) -> Operation[LaunchedGuest]:
-    """The calls of a launch. The guest's id is of our choosing, so that it can be deleted even if no answer came."""
     expected = plan.digest()
     pieces = [(region.gpa, region.data) for region in plan.regions if region.data is not None]
+    rest = _measured(plan, guest_id, progress, finish)
+    guest = yield from launch_steps(guest_id, progress, create=create, pieces=pieces, start=start, rest=rest)
+    return LaunchedGuest(guest, expected)
+
+
+def _measured(plan: LaunchPlan, guest_id: str, progress: Progress, finish: Operation[Guest]) -> Operation[Guest]:
     total = sum(region.size for region in plan.regions)
     done = 0
+    for batch in _batches(plan):
+        progress("measure", done, total)
+        yield from guest_operations.update_launch(guest_id, batch)
+        done += sum(size for _, size, _ in batch)
+    progress("measure", total, total)
+    progress("finish", 0, 1)
+    guest = yield from finish
+    progress("finish", 1, 1)
+    return guest
+
+
+def launch_steps(
+    guest_id: str,
+    progress: Progress,
+    *,
+    create: Operation[Guest],
+    pieces: Iterable[tuple[int, bytes | memoryview]],
+    start: Operation[Guest],
+    rest: Operation[Guest],
+) -> Operation[Guest]:
+    """The calls of any launch: creates the guest, fills it, starts, and does the rest; deletes it where that fails.
+
+    The guest's id is of our choosing, so that it can be deleted even if no answer came.
+
+    Args:
+        guest_id: The guest.
+        progress: Called with (step, done, total).
+        create: Creates it.
+        pieces: (address, content) of its memory.
+        start: LAUNCH_START.
+        rest: What follows; its guest is the answer.
+    """
     try:
         progress("create", 0, 1)
         yield from create
         progress("create", 1, 1)
         yield from guest_operations.load_memory(guest_id, pieces, progress=progress)
         yield from start
-        for batch in _batches(plan):
-            progress("measure", done, total)
-            yield from guest_operations.update_launch(guest_id, batch)
-            done += sum(size for _, size, _ in batch)
-        progress("measure", total, total)
-        progress("finish", 0, 1)
-        guest = yield from finish
-        progress("finish", 1, 1)
+        return (yield from rest)
     except GeneratorExit:
         raise
     except BaseException as error:
-        yield from abandon(guest_id, error)
+        yield from _abandon(guest_id, error)
         raise
-    return LaunchedGuest(guest, expected)
 
 
-def abandon(guest_id: str, error: BaseException) -> Operation[None]:
+def _abandon(guest_id: str, error: BaseException) -> Operation[None]:
     """Deletes the guest of a failed launch; where that fails too, the error's remedy says what is left to do."""
     try:
         yield from guest_operations.delete_guest(guest_id)
@@ -281,11 +311,11 @@ def check_id_block(id_block: bytes, id_auth: bytes) -> bool:
     return any(id_auth[AUTHOR_KEY_AT : AUTHOR_KEY_AT + AUTHOR_KEY_BYTES])
 
 
-def new_guest_id() -> str:
-    """A fresh guest id: "snp-" and 12 hexadecimal digits."""
+def new_guest_id(guest_type: str = "snp") -> str:
+    """A fresh guest id: the guest's type, such as "snp", a hyphen and 12 hexadecimal digits."""
     from os import urandom
 
-    return f"snp-{urandom(6).hex()}"
+    return f"{guest_type}-{urandom(6).hex()}"
 
 
 def signature_of(vcpu_type: str | None, vcpu_signature: int | None) -> int:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sev.guest_model import Guest
     from sev.guest_operations import Progress
 
-PAGE = 4096
 MAX_FIRMWARE = 16 << 20
 
 
@@ -46,38 +45,27 @@ def launch_plain(
     size = len(firmware)
     if not 0 < size <= MAX_FIRMWARE:
         raise MalformedInput(f"the firmware image has {size} bytes, expected 1 to {MAX_FIRMWARE}", field="firmware")
-    whole = -(-size // PAGE) * PAGE
+    whole = -(-size // hosted.PAGE) * hosted.PAGE
     reset = _reset_address(firmware) if vcpus > 1 else 0
-    guest_id = f"plain-{hosted.new_guest_id().removeprefix('snp-')}"
-    create = guest_operations.create_guest(
-        guest_type="plain",
-        guest_id=guest_id,
-        memory_bytes=hosted.DEFAULT_MEMORY if memory_bytes is None else memory_bytes,
-        firmware_bytes=whole,
-        vcpu_count=vcpus,
-        cpuid_signature=vcpu_signature,
-        ap_reset_address=reset,
-        vmsa_features=0,
-        label=label,
+    guest_id = hosted.new_guest_id("plain")
+    return hosted.launch_steps(
+        guest_id,
+        progress or (lambda step, done, total: None),
+        create=guest_operations.create_guest(
+            guest_type="plain",
+            guest_id=guest_id,
+            memory_bytes=hosted.DEFAULT_MEMORY if memory_bytes is None else memory_bytes,
+            firmware_bytes=whole,
+            vcpu_count=vcpus,
+            cpuid_signature=vcpu_signature,
+            ap_reset_address=reset,
+            vmsa_features=0,
+            label=label,
+        ),
+        pieces=[(hosted.FOUR_GIB - size, firmware)],
+        start=guest_operations.start_launch(guest_id, policy=0),
+        rest=guest_operations.finish_launch(guest_id),
     )
-    return _launch(guest_id, create, (hosted.FOUR_GIB - size, firmware), progress or (lambda step, done, total: None))
-
-
-def _launch(
-    guest_id: str, create: Operation[Guest], piece: tuple[int, bytes | memoryview], progress: Progress
-) -> Operation[Guest]:
-    try:
-        progress("create", 0, 1)
-        yield from create
-        progress("create", 1, 1)
-        yield from guest_operations.load_memory(guest_id, [piece], progress=progress)
-        yield from guest_operations.start_launch(guest_id, policy=0)
-        return (yield from guest_operations.finish_launch(guest_id))
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        yield from hosted.abandon(guest_id, error)
-        raise
 
 
 def _reset_address(firmware: bytes | memoryview) -> int:

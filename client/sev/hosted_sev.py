@@ -12,7 +12,6 @@ A launch that fails, is interrupted or cancelled deletes the guest that it creat
 
 from __future__ import annotations
 
-from os import urandom
 from typing import TYPE_CHECKING
 
 from sev import guest_operations, hosted, sev_guest_operations
@@ -185,7 +184,7 @@ def launch_sev_plan(
             field="firmware",
             remedy="Use one vCPU, or an OVMF image.",
         )
-    guest_id = f"{guest_type}-{urandom(6).hex()}"
+    guest_id = hosted.new_guest_id(guest_type)
     return _launch(
         plan,
         guest_id,
@@ -220,34 +219,28 @@ def _launch(
     start: Operation[Guest],
     hold: bool,
 ) -> Operation[LaunchedGuest]:
-    """The calls of a launch. The guest's id is of our choosing, so that it can be deleted even if no answer came."""
     expected = plan.digest()
     pieces: list[tuple[int, bytes]] = [(plan.firmware_gpa, plan.firmware)]
     if plan.kernel_hashes:
         pieces.append((plan.kernel_hashes_gpa, plan.kernel_hashes))
-    total, done = sum(len(data) for _, data in pieces), 0
-    try:
-        progress("create", 0, 1)
-        yield from create
-        progress("create", 1, 1)
-        yield from guest_operations.load_memory(guest_id, pieces, progress=progress)
-        yield from start
-        for gpa, size in _runs(pieces):
-            progress("measure", done, total)
-            yield from guest_operations.update_launch(guest_id, [(gpa, size, NORMAL)])
-            done += size
-        progress("measure", total, total)
-        guest = yield from sev_guest_operations.measure_guest(guest_id)
-        if not hold:
-            progress("finish", 0, 1)
-            guest = yield from guest_operations.finish_launch(guest_id)
-            progress("finish", 1, 1)
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        yield from hosted.abandon(guest_id, error)
-        raise
+    rest = _measured(guest_id, pieces, progress, hold=hold)
+    guest = yield from hosted.launch_steps(guest_id, progress, create=create, pieces=pieces, start=start, rest=rest)
     return LaunchedGuest(guest, expected, plan.secret_gpa, plan.secret_size)
+
+
+def _measured(guest_id: str, pieces: list[tuple[int, bytes]], progress: Progress, *, hold: bool) -> Operation[Guest]:
+    total, done = sum(len(data) for _, data in pieces), 0
+    for gpa, size in _runs(pieces):
+        progress("measure", done, total)
+        yield from guest_operations.update_launch(guest_id, [(gpa, size, NORMAL)])
+        done += size
+    progress("measure", total, total)
+    guest = yield from sev_guest_operations.measure_guest(guest_id)
+    if not hold:
+        progress("finish", 0, 1)
+        guest = yield from guest_operations.finish_launch(guest_id)
+        progress("finish", 1, 1)
+    return guest
 
 
 def _runs(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, int]]:
