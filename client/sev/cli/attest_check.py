@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 
+from sev.cli.check_lines import lines
 from sev.guest import device as sev_guest
 from sev.guest import tsm as configfs
-from sev.guest.checks import GuestCheck, GuestCheckResult, check_guest
+from sev.guest.checks import GuestCheck, check_guest
 from sev.host.linux import MSR_PATH, LinuxReader
-from sev.host.result import FAILED, PASSED, SKIPPED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-
-_WORDS = {PASSED: "ok", FAILED: "FAIL", SKIPPED: "skip"}
 
 
 def look(args: Namespace) -> GuestCheck:
@@ -44,23 +42,4 @@ def text(checked: GuestCheck, *, everything: bool) -> str:
         checked: The machine.
         everything: Also checks that were not looked at because another one did not pass.
     """
-    shown = [check for check in checked.checks if everything or not _follows(check)]
-    width = max((len(check.id) for check in shown), default=0)
-    lines: list[str] = []
-    group = ""
-    for check in shown:
-        if check.group != group:
-            lines += ["", check.group] if group else [check.group]
-            group = check.group
-        lines.append(f"  {_WORDS.get(check.result, check.result):<5} {check.id:<{width}}  {check.reason}")
-        if check.remedy and not _follows(check):
-            lines.append(f"  {'':5} {'':{width}}  {check.remedy}")
-    hidden = len(checked.checks) - len(shown)
-    if hidden:
-        lines += ["", f"{hidden} more were not looked at because of these; -v lists them."]
-    return "\n".join([*lines, "", checked.summary])
-
-
-def _follows(check: GuestCheckResult) -> bool:
-    """It was not looked at because another check did not pass."""
-    return check.result == SKIPPED and check.reason.startswith("not looked at: ")
+    return "\n".join([*lines(checked.checks, everything=everything), checked.summary])

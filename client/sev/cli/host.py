@@ -30,7 +30,7 @@ A host is able if no check that the technology requires failed, and every check 
 decides passed: skipped is not passed. Those that decide can be looked at by everybody.
 """
 
-_TECHNOLOGIES = {"sev": "SEV", "sev-es": "SEV-ES", "sev-snp": "SEV-SNP"}
+TECHNOLOGIES = {"sev": "SEV", "sev-es": "SEV-ES", "sev-snp": "SEV-SNP"}
 
 
 def build(parser: ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def text(info: HostInfo) -> str:
     from sev.cli.tables import facts
 
     chip_id = info.chip_id.hex()
-    able = ", ".join(_TECHNOLOGIES.get(name, name) for name in info.technologies)
+    able = ", ".join(TECHNOLOGIES.get(name, name) for name in info.technologies)
     return facts(
         (
             ("product", (info.product.capitalize() or "unknown") + (" (simulated)" if info.simulated else "")),
