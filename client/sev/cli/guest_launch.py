@@ -7,6 +7,7 @@ from sev.cli.parser import examples
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable
 
     from sev.cli.output import Output
     from sev.guest_model import LaunchedGuest
@@ -120,16 +121,12 @@ def run(args: Namespace, out: Output) -> int:
     from sev.cli import guest_launch_sev
     from sev.cli.connection import connected, mark_simulated
     from sev.cli.files import read_file
-    from sev.errors import UsageError
     from sev.hosted import DEFAULT_POLICY
 
     firmware = read_file(args.firmware, "the firmware image", FIRMWARE_LIMIT)
     if args.type in ("sev", "sev-es"):
         return guest_launch_sev.run(args, firmware, out)
-    for name in guest_launch_sev.OPTIONS:
-        if getattr(args, name):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option}: only SEV and SEV-ES guests have that", field=option)
+    refuse_options(args, guest_launch_sev.OPTIONS, "only SEV and SEV-ES guests have that")
     if args.type == "plain":
         return _plain(args, firmware, out)
     kernel = read_file(args.kernel, "the kernel", KERNEL_LIMIT) if args.kernel else None
@@ -157,20 +154,14 @@ def run(args: Namespace, out: Output) -> int:
             progress=progress(out),
         )
     mark_simulated(out, launched.guest.simulated)
-    return _print(launched, out)
+    return show_launched(launched, out)
 
 
 def _plain(args: Namespace, firmware: bytes | memoryview, out: Output) -> int:
     """Launches a plain guest."""
     from sev.cli.connection import connected, mark_simulated, mark_unprotected
-    from sev.errors import UsageError
 
-    for name in _PROTECTED_ONLY:
-        if getattr(args, name):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{option}: a plain guest has nothing of the kind: it is neither measured nor protected", field=option
-            )
+    refuse_options(args, _PROTECTED_ONLY, "a plain guest has nothing of the kind: it is neither measured nor protected")
     with connected(args, out, mark=False) as host:
         guest = host.launch_plain(
             firmware,
@@ -188,6 +179,16 @@ def _plain(args: Namespace, firmware: bytes | memoryview, out: Output) -> int:
     text = facts((("guest", guest.guest_id), ("type", guest.type), ("state", guest.state)))
     out.result({**document, "launch_digest": None, "expected_digest": None}, text)
     return 0
+
+
+def refuse_options(args: Namespace, names: Iterable[str], why: str) -> None:
+    """Raises UsageError if one of these options, which another type of guest has, was given."""
+    from sev.errors import UsageError
+
+    for name in names:
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option}: {why}", field=option)
 
 
 def progress(out: Output) -> Progress:
@@ -228,10 +229,14 @@ def _id_file(path: str | None, name: str, size: int) -> bytes:
     return decoded
 
 
-def _print(launched: LaunchedGuest, out: Output) -> int:
-    from sev.cli.tables import facts
+def show_launched(launched: LaunchedGuest, out: Output) -> int:
+    """Prints a launched guest of any measured type, and what to do if it is not as predicted; answers the exit code."""
+    from base64 import b64encode
+
+    from sev.cli.tables import facts, size
 
     guest = launched.guest
+    area = f"{launched.secret_gpa:#x}, {size(launched.secret_size)}" if launched.secret_gpa else ""
     out.result(
         launched.document(),
         facts(
@@ -242,14 +247,16 @@ def _print(launched: LaunchedGuest, out: Output) -> int:
                 ("launch digest", guest.launch_digest.hex()),
                 ("expected digest", launched.expected_digest.hex()),
                 ("", "they agree" if launched.as_expected else "THEY DIFFER"),
+                ("measurement", b64encode(guest.measurement).decode()),
+                ("secrets go to", area if guest.state == "measured" else ""),
             )
         ),
     )
     if launched.as_expected:
         return 0
+    advice = "Look at each measured page with sev measure snp --explain; end" if guest.type == "snp" else "End"
     out.note(
         "sev: the firmware measured something else than was predicted: this guest is not what was asked for.\n"
-        "     Look at each measured page with sev measure snp --explain; "
-        f"end it with sev guest delete {guest.guest_id}."
+        f"     {advice} it with sev guest delete {guest.guest_id}."
     )
     return _EXIT_MISMATCH

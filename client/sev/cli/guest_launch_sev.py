@@ -7,12 +7,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from sev.cli.output import Output
-    from sev.guest_model import LaunchedGuest
     from sev.session import LaunchStart
 
 _CERTIFICATE_BYTES = 2084
 _SESSION_BYTES = 128
-_EXIT_MISMATCH = 3
 _SNP_ONLY = ("host_data", "id_block", "id_auth", "vcek_disabled")
 """Options that only an SNP guest has."""
 OPTIONS = ("session", "dh_cert_file", "session_file", "hold")
@@ -36,13 +34,10 @@ def run(args: Namespace, firmware: bytes | memoryview, out: Output) -> int:
     """Launches the guest that the options describe."""
     from sev.cli.connection import connected, mark_simulated
     from sev.cli.files import read_file
-    from sev.cli.guest_launch import KERNEL_LIMIT, progress
+    from sev.cli.guest_launch import KERNEL_LIMIT, progress, refuse_options, show_launched
     from sev.errors import UsageError
 
-    for name in _SNP_ONLY:
-        if getattr(args, name):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option}: only an SNP guest has that", field=option)
+    refuse_options(args, _SNP_ONLY, "only an SNP guest has that")
     session = _session(args)
     options = {
         "vcpu_type": args.vcpu_type,
@@ -65,7 +60,7 @@ def run(args: Namespace, firmware: bytes | memoryview, out: Output) -> int:
         else:
             launched = host.launch_sev_es(firmware, args.vcpus, guest_features=args.guest_features or 0, **options)
     mark_simulated(out, launched.guest.simulated)
-    return _print(launched, out)
+    return show_launched(launched, out)
 
 
 def _policy(args: Namespace) -> int:
@@ -121,34 +116,3 @@ def _folder(path: str) -> tuple[str, str]:
             remedy="Name the two files with --dh-cert-file and --session-file.",
         )
     return os.path.join(path, f"{found[0]}_godh.b64"), os.path.join(path, f"{found[0]}_session.b64")
-
-
-def _print(launched: LaunchedGuest, out: Output) -> int:
-    from base64 import b64encode
-
-    from sev.cli.tables import facts, size
-
-    guest = launched.guest
-    area = f"{launched.secret_gpa:#x}, {size(launched.secret_size)}" if launched.secret_gpa else ""
-    out.result(
-        launched.document(),
-        facts(
-            (
-                ("guest", guest.guest_id),
-                ("type", guest.type),
-                ("state", guest.state),
-                ("launch digest", guest.launch_digest.hex()),
-                ("expected digest", launched.expected_digest.hex()),
-                ("", "they agree" if launched.as_expected else "THEY DIFFER"),
-                ("measurement", b64encode(guest.measurement).decode()),
-                ("secrets go to", area if guest.state == "measured" else ""),
-            )
-        ),
-    )
-    if launched.as_expected:
-        return 0
-    out.note(
-        "sev: the firmware measured something else than was predicted: this guest is not what was asked for.\n"
-        f"     End it with sev guest delete {guest.guest_id}."
-    )
-    return _EXIT_MISMATCH
