@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sev.host.machine import CCP, KVM_AMD, ON, PSP
+from sev.host.machine import CCP, KERNEL_LOG, KVM_AMD, ON, PSP
 from sev.host.result import SEV, SEV_ES, SEV_SNP, TECHNOLOGIES, Checks, NotSeen, Outcome, failed, passed, skipped
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ OFF_WORDS = {
     "kvm_amd.sev_snp=0": SEV_SNP,
     "kvm_amd.sev_snp=N": SEV_SNP,
 }
-_LOG = "Look for what the kernel says: dmesg | grep -iE 'ccp|sev|snp|amd-vi'."
 
 
 @_check("kernel.command-line", "kernel", "kernel command line", required=(SEV_SNP,), about=TECHNOLOGIES)
@@ -124,7 +123,7 @@ def _parameter(identifier: str, name: str, technology: str, needed: tuple[str, .
             )
         return failed(
             f"kvm_amd has {technology} off ({name}={value}); the kernel writes what is in effect",
-            f"Load kvm_amd with {name}=1. If it stays off, processor, BIOS or firmware keeps it off. {_LOG}",
+            f"Load kvm_amd with {name}=1. If it stays off, processor, BIOS or firmware keeps it off. {KERNEL_LOG}",
         )
 
 
@@ -165,7 +164,7 @@ def _psp(machine: Machine) -> str | None:
 def _psp_device(machine: Machine) -> Outcome:
     folder = _psp(machine)
     if folder is None:
-        return failed("the driver ccp found no AMD secure processor on the PCI bus", f"Update the BIOS. {_LOG}")
+        return failed("the driver ccp found no AMD secure processor on the PCI bus", f"Update the BIOS. {KERNEL_LOG}")
     versions = [
         f"{name} {text}" for name in ("bootloader_version", "tee_version") if (text := machine.text(f"{folder}/{name}"))
     ]

@@ -30,6 +30,9 @@ CGROUP = "/sys/fs/cgroup"
 ON = ("Y", "y", "1")
 """What a module's parameter of yes or no says for yes."""
 
+KERNEL_LOG = "Look for what the kernel says: dmesg | grep -iE 'ccp|sev|snp|amd-vi'."
+"""Remedy for what only the kernel knows more about."""
+
 SYSCFG = 0xC001_0010
 HWCR = 0xC001_0015
 RMP_BASE = 0xC001_0132

@@ -11,7 +11,7 @@ from sev.abi import sev_device as abi
 from sev.abi.tcb import TcbVersion
 from sev.errors import DeviceMissing, SevError
 from sev.host import era
-from sev.host.machine import CCP
+from sev.host.machine import CCP, KERNEL_LOG
 from sev.host.result import SEV, SEV_ES, SEV_SNP, TECHNOLOGIES, Checks, NotSeen, Outcome, failed, passed, skipped
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ _check = CHECKS.check
 SNP_API = (1, 51)
 """The oldest firmware API with SNP as the kernel uses it."""
 
-_KERNEL_LOG = "Look for what the kernel says: dmesg | grep -iE 'ccp|sev|snp|amd-vi'."
 _FIRMWARE = (
     "Update the SEV firmware: the package linux-firmware (amd/amd_sev_*.sbin) and a reload of ccp, or a newer BIOS."
 )
-_INIT = f"Load kvm_amd with sev_snp=1: it initialises SNP. {_KERNEL_LOG}"
+_INIT = f"Load kvm_amd with sev_snp=1: it initialises SNP. {KERNEL_LOG}"
 
 
 def _present(identifier: str, title: str, path_of: Callable[[Machine], str], why: str, remedy: str) -> None:
@@ -51,7 +50,7 @@ def _present(identifier: str, title: str, path_of: Callable[[Machine], str], why
 _present(
     "device.sev", "SEV device", lambda machine: machine.reader.sev_path,
     "the driver ccp found no processor with usable SEV firmware",
-    f"Enable SEV in the BIOS and load ccp (modprobe ccp). {_KERNEL_LOG}",
+    f"Enable SEV in the BIOS and load ccp (modprobe ccp). {KERNEL_LOG}",
 )  # fmt: skip
 _present(
     "device.kvm", "KVM device", lambda machine: machine.reader.kvm_path,
@@ -111,7 +110,7 @@ def _type(identifier: str, number: int, name: str, technology: str) -> None:
                 "the SNP firmware is new enough for SNP (AMD-SB-3023), or no ASID is left for them",
                 "Use SEV-SNP instead, or raise the BIOS's minimum SEV non-ES ASID.",
             )
-        return failed(f"KVM_CAP_VM_TYPES (0x{types:x}) lacks bit {number}", _KERNEL_LOG)
+        return failed(f"KVM_CAP_VM_TYPES (0x{types:x}) lacks bit {number}", KERNEL_LOG)
 
 
 _type("kvm.type-sev", kvm.VM_TYPE_SEV, "SEV", SEV)
@@ -128,7 +127,7 @@ def _answers(machine: Machine) -> Outcome:
     try:
         status = machine.platform_status()
     except SevError as error:
-        return _refused(error, "PLATFORM_STATUS", f"Reload ccp, or reboot: the secure processor hangs. {_KERNEL_LOG}")
+        return _refused(error, "PLATFORM_STATUS", f"Reload ccp, or reboot: the secure processor hangs. {KERNEL_LOG}")
     return passed(f"version {status.api_major}.{status.api_minor}.{status.build}, {status.guest_count} guests")
 
 
@@ -155,7 +154,7 @@ def _state(machine: Machine) -> Outcome:
 def _es(machine: Machine) -> Outcome:
     if machine.platform_status().flags & abi.FLAG_CONFIG_ES:
         return passed("the firmware was initialised with SEV-ES")
-    return failed("the firmware was initialised without SEV-ES", f"Reload ccp and kvm_amd with sev_es=1. {_KERNEL_LOG}")
+    return failed("the firmware was initialised without SEV-ES", f"Reload ccp and kvm_amd with sev_es=1. {KERNEL_LOG}")
 
 
 @_check("snp.state", "snp", "SNP initialised", required=(SEV_SNP,), after=("cpu.sev-snp", "device.sev"))
