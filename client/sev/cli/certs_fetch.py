@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from sev.abi.tcb import TcbVersion
-    from sev.certs import Roots
     from sev.cli.output import Output
     from sev.kds.service import Service
     from sev.products import Product
@@ -236,10 +235,11 @@ def _fetch(args: Namespace, out: Output) -> int:
 
 def _fetched(args: Namespace, kds: Service, asked: _Asked) -> list[tuple[str, bytes]]:
     """Kind and DER of what the service gives."""
+    from sev.cli.report_inputs import roots as given_roots
     from sev.kds import certificates
 
     product = asked.product
-    roots = _roots(args)
+    roots = given_roots(args)
     if asked.what == "ca":
         return [(one.kind, one.der) for one in certificates.ca(kds, product, asked.key, roots=roots)]
     if asked.what == "crl":
@@ -253,23 +253,14 @@ def _fetched(args: Namespace, kds: Service, asked: _Asked) -> list[tuple[str, by
     return [(asked.what, leaf.der)]
 
 
-def _roots(args: Namespace) -> Roots | None:
-    from sev.certs import Roots
-    from sev.cli.files import read_file
-
-    return Roots.from_pem(read_file(args.roots, "the roots", _LIMIT)) if args.roots is not None else None
-
-
 def _fetch_cek(args: Namespace, out: Output, kds: Service, asked: _Asked) -> dict[str, str]:
     import os
 
-    from sev.certs.sev_roots import SevRoots
     from sev.cli.certificates import make_directory
-    from sev.cli.files import read_file
+    from sev.cli.report_inputs import sev_roots
     from sev.kds import certificates
 
-    roots = SevRoots.of(read_file(args.roots, "the roots", _LIMIT)) if args.roots is not None else None
-    found = certificates.cek(kds, asked.chip_id, roots=roots)
+    found = certificates.cek(kds, asked.chip_id, roots=sev_roots(args))
     make_directory(args.out)
     path = os.path.join(args.out, "cek.cert")
     out.write_file(path, found.encode())

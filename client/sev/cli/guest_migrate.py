@@ -19,8 +19,6 @@ both. Its policy may forbid it (nosend), or ask for more (POLICY_FAILURE, exit c
 What passes goes by way of this command, and is encrypted for the other firmware.
 """
 
-_LIMIT = 1 << 20
-
 
 def build_migrate(parser: ArgumentParser) -> None:
     """The options."""
@@ -39,14 +37,13 @@ def build_migrate(parser: ArgumentParser) -> None:
 
 
 def _migrate(args: Namespace, out: Output) -> int:
-    from sev.certs.sev_roots import SevRoots
     from sev.cli.connection import connected, mark_simulated
-    from sev.cli.files import read_file
+    from sev.cli.report_inputs import sev_roots
     from sev.client import connect
     from sev.migration import migrate
     from sev.wire import text
 
-    roots = SevRoots.of(read_file(args.roots, "the roots", _LIMIT)) if args.roots is not None else None
+    roots = sev_roots(args)
     tls = {"tls_cert": args.tls_cert, "tls_key": args.tls_key, "tls_ca": args.tls_ca} if "dns:" in args.to else {}
     with (
         connected(args, out, mark=False) as source,
