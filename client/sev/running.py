@@ -42,12 +42,16 @@ class GuestExit:
     sequence: int
     what: Exit
 
+    @property
+    def kind(self) -> str:
+        """What happened, in a word of `KINDS`."""
+        return KINDS.get(type(self.what), "other")
+
     def document(self) -> dict[str, object]:
         """The JSON form, as `sev guest run --json` prints it."""
         values = self.what._asdict()
         named = {name: value.hex() if isinstance(value, bytes) else value for name, value in values.items()}
-        kind = KINDS.get(type(self.what), "other")
-        return {"vcpu": self.vcpu, "sequence": self.sequence, "exit": kind, **named}
+        return {"vcpu": self.vcpu, "sequence": self.sequence, "exit": self.kind, **named}
 
 
 @record

@@ -149,7 +149,7 @@ def _line(found: GuestExit) -> str:
         f"{name}={value.hex() if isinstance(value, bytes) else f'{value:#x}' if isinstance(value, int) else value}"
         for name, value in found.what._asdict().items()
     )
-    return f"sev: vCPU {found.vcpu}: {found.document()['exit']} {values}".rstrip()
+    return f"sev: vCPU {found.vcpu}: {found.kind} {values}".rstrip()
 
 
 def _printer(out: Output) -> Callable[[bytes], object]:
