@@ -177,11 +177,9 @@ class AsyncHost:
 
     async def map_memory(self, guest_id: str) -> MappedMemory:
         """As `sev.client.Host.map_memory`."""
-        import asyncio
-
         from sev.mapped_memory import map_memory
 
-        return await asyncio.to_thread(map_memory, self.target, guest_id, timeout=self.timeout)
+        return await to_thread(map_memory, self.target, guest_id, timeout=self.timeout)
 
     async def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""
