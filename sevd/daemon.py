@@ -32,6 +32,7 @@ from sevd.state import StateDirectory
 
 if TYPE_CHECKING:
     from sev.certs import Roots
+    from sevd.simulator.host_reader import SimulatedReader
 
 REAL_ASIDS_SECONDS = 1.0
 """Seconds for which the number of ASIDs in use on a real host is believed: other programs launch guests too."""
@@ -94,7 +95,11 @@ def open_host(settings: Settings, state: StateDirectory) -> HostParts:
 def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
     from sevd.guests.machine import OwnMachines
     from sevd.simulator import Simulator
-    from sevd.simulator.host_reader import SimulatedReader
+
+    def reader() -> SimulatedReader:
+        from sevd.simulator.host_reader import SimulatedReader  # no start checks the host
+
+        return SimulatedReader(simulator)
 
     simulator = Simulator.open(
         state.folder("simulator"),
@@ -113,7 +118,7 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
         sev_certificates=simulator.sev_certificates,
-        reader=lambda: SimulatedReader(simulator),
+        reader=reader,
         close=simulator.close,
     )
 

@@ -193,7 +193,7 @@ class RemoteSimulator:
             if sock is not None:
                 try:
                     sock.settimeout(max(until - time.monotonic(), 0.001))
-                    return packets.call(sock, {"op": name})[0]
+                    return packets.ask(sock, {"op": name})
                 except OSError:
                     # A late answer must not be taken for that of the next question.
                     self._hang_up()

@@ -95,6 +95,13 @@ def call(
     return answer, received
 
 
+def ask(sock: socket.socket, message: dict[str, object]) -> dict[str, object]:
+    """The same where an answer has no descriptors: those that come all the same are closed. Raises as `call`."""
+    answer, received = call(sock, message)
+    close_all(received)
+    return answer
+
+
 def close_all(fds: Sequence[int]) -> None:
     """Closes descriptors."""
     for fd in fds:

@@ -255,7 +255,7 @@ class WorkerMachine:
     @property
     def travel(self) -> WorkerTravel:
         """The guest's way to another host, or from one."""
-        return WorkerTravel(lambda message: self._worker.call(message)[0])
+        return WorkerTravel(self._worker.ask)
 
     def run_connection(self) -> socket.socket:
         """A connection that runs vCPUs (sevd.worker.vcpus)."""

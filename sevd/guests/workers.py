@@ -162,7 +162,7 @@ class Workers:
             raise RefusedError(what, errno=error.errno) from None
         worker.sock.settimeout(START_SECONDS)
         try:
-            wire.close_all(wire.call(worker.sock, self._settings)[1])
+            wire.ask(worker.sock, self._settings)
         except OSError:
             worker.kill()
             reason = worker.reason()

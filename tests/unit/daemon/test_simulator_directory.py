@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from sev.errors import DeviceMissing, UsageError
 from sevd import config, listening
 from sevd.access.listeners import FD
 from sevd.remote_simulator import RemoteSimulator
+from tests.support.workers import descriptors
 
 LEAF = {"leaf": "0x00000001", "subleaf": "0x00000000"} | dict.fromkeys(("eax", "ebx", "ecx", "edx"), "0x00000007")
 HOST: dict[str, object] = {
@@ -43,8 +44,8 @@ def directory(folder: Path, platform: object = None) -> Path:
 
 
 @contextlib.contextmanager
-def answering(folder: Path, answers: dict[str, dict[str, object] | None]) -> Iterator[Path]:
-    """Somebody at the control socket; an answer of None is none at all."""
+def answering(folder: Path, answers: dict[str, dict[str, object] | None], fds: Sequence[int] = ()) -> Iterator[Path]:
+    """Somebody at the control socket; an answer of None is none at all, and `fds` come with every other."""
     out = directory(folder)
     (out / "control.sock").unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -66,7 +67,7 @@ def answering(folder: Path, answers: dict[str, dict[str, object] | None]) -> Ite
                         message, _ = packets.receive(peer)
                         answer = answers.get(str(message.get("op")))
                         if answer is not None:
-                            packets.send(peer, answer)
+                            packets.send(peer, answer, fds)
                 except OSError:
                     continue
 
@@ -114,6 +115,16 @@ def test_one_that_ends_is_missed_and_its_last_word_stands(tmp_path: Path) -> Non
     assert simulator.asids() == {"sev": (10, 0), "sev_es": (99, 0)}
     with pytest.raises(DeviceMissing, match="does not answer"):
         simulator.committed_tcb()
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
+    sent = os.memfd_create("unasked")
+    with answering(tmp_path, {"host": HOST, "committed": {}}, [sent] * packets.DESCRIPTORS) as out:
+        simulator = RemoteSimulator(out)
+        assert simulator.committed_tcb() is None
+        assert [name for name in descriptors().values() if "unasked" in name] == [os.readlink(f"/proc/self/fd/{sent}")]
+        simulator.close()
+    os.close(sent)
 
 
 def test_one_that_is_silent_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,11 +142,13 @@ def test_a_worker_whose_guest_was_being_deleted_ends(tmp_path: Path) -> None:
 
 
 def test_descriptors_that_come_with_answers_are_closed(tmp_path: Path) -> None:
-    with liar(tmp_path / "workers" / "one", start={"fds": 8}, finish={"fds": 8, "digest": ""}) as _:
+    with liar(tmp_path / "workers" / "one", start={"fds": 8}, travel={"fds": 8}):
         (found,) = machines(tmp_path).find()
         assert found.machine is not None
         before = len(descriptors())
         found.machine.start(0, bytes(16))
+        assert len(descriptors()) == before
+        found.machine.travel.cancel()
         assert len(descriptors()) == before
         found.machine.leave()
 
