@@ -1,4 +1,5 @@
-"""Generates the stubs of package sev.v1 from the protos: `python -m tests.generate`.
+"""Generates the stubs of package sev.v1 from the protos: `python -m tests.generate`. New fields get
+their goldens (tests.api_goldens) on the way.
 
 Needs the pinned grpcio-tools and mypy-protobuf of the `dev` extra, because generated code asks at run time for at
 least the version that made it: the pin is the oldest version that we support.
@@ -43,3 +44,10 @@ def generate(target: Path) -> None:
 
 if __name__ == "__main__":
     generate(ROOT / "client")
+    # In a process of its own: it imports what was just made.
+    subprocess.run(
+        [sys.executable, "-m", "tests.api_goldens"],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "client")},
+    )
