@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
             for setting in config.SETTINGS:
                 value = getattr(settings, setting.attribute)
                 sys.stdout.write(f"{setting.name} = {_text(value)}\n")
+            tables = "".join(f"    {one.table()},\n" for one in settings.identities)
+            sys.stdout.write(f"identity = [\n{tables}]\n" if tables else "identity = []\n")
             return 0
         _raise_descriptor_limit()
         from sevd.daemon import run

@@ -55,7 +55,9 @@ class Audit:
 
     def call(self, caller: Caller, unit: str, socket: str, facts: Mapping[str, object]) -> None:
         """Records a call: `facts` has the keys above from `method` on."""
-        who: dict[str, object] = {"owner": caller.owner, "uid": caller.uid, "gid": caller.gid, "pid": caller.pid}
+        who: dict[str, object] = {"owner": caller.owner}
+        if caller.uid is not None:
+            who.update(uid=caller.uid, gid=caller.gid, pid=caller.pid)
         who["role"] = caller.role.text
         if unit:
             who["unit"] = unit

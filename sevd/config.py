@@ -1,8 +1,8 @@
 """Every setting of the daemon: default, unit and risk, in one table; and the file that changes them.
 
-The file is TOML; a setting's name is its table and key, such as `limits.connections`. An unknown key, a value of
-another type and a number outside its range are errors: the daemon does not start, and a reload keeps what was.
-Options of the command line come last.
+The file is TOML; a setting's name is its table and key, such as `limits.connections`. `[[identity]]` tables, any
+number of them, are read by `sevd.access.identities`. An unknown key, a value of another type and a number outside its
+range are errors: the daemon does not start, and a reload keeps what was. Options of the command line come last.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from pathlib import Path
 
 from sev.errors import UsageError
 from sev.records import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sevd.access.identities import Identity
 
 CONFIG_BYTES = 1 << 20
 """Largest configuration file."""
@@ -50,6 +54,7 @@ class Settings:
     launcher_groups: tuple[str, ...] = ("sev",)
     viewer_users: tuple[str, ...] = ()
     viewer_groups: tuple[str, ...] = ()
+    identities: tuple[Identity, ...] = ()
     connections: int = 2048
     connections_per_identity: int = 256
     calls_per_identity: int = 256
@@ -201,6 +206,11 @@ def parse(data: bytes, source: str, base: Settings | None = None) -> Settings:
         raise UsageError(f"{source}: no valid TOML: {error}", field="config") from None
     values: dict[str, object] = {}
     for table, content in document.items():
+        if table == "identity":
+            from sevd.access import identities
+
+            values["identities"] = identities.parse(content, source)
+            continue
         if not isinstance(content, dict):
             raise _unknown(source, table)
         for key, value in content.items():
@@ -262,7 +272,10 @@ def simulator_of(device: Path) -> Path | None:
 def changed(before: Settings, after: Settings) -> tuple[list[str], list[str]]:
     """(settings that differ and that a reload applies, settings that differ and take a restart), by name."""
     differing = [one for one in SETTINGS if getattr(before, one.attribute) != getattr(after, one.attribute)]
-    return [one.name for one in differing if one.live], [one.name for one in differing if not one.live]
+    live = [one.name for one in differing if one.live]
+    if before.identities != after.identities:
+        live.append("identity")
+    return live, [one.name for one in differing if not one.live]
 
 
 def default_file(uid: int, environ: Mapping[str, str]) -> Path | None:

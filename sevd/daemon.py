@@ -82,7 +82,8 @@ def policy_of(settings: Settings) -> AccessPolicy:
         Role.LAUNCHER: settings.launcher_groups,
         Role.ADMIN: settings.admin_groups,
     }
-    return AccessPolicy.build(users, groups, optional=frozenset(Settings().launcher_groups))
+    optional = frozenset(Settings().launcher_groups)
+    return AccessPolicy.build(users, groups, identities=settings.identities, optional=optional)
 
 
 def open_host(settings: Settings, state: StateDirectory) -> HostParts:

@@ -19,6 +19,19 @@ _HEAD = """\
 """
 
 
+_IDENTITY = """\
+# Who may do what, one table for each: match = user:NAME, uid:N, group:NAME, gid:N, unit:NAME.service, uri:URI or
+# dns:NAME (the last two of a client's certificate); role = viewer, launcher, admin or none; and limits of its own:
+# connections, calls, guests, guest_memory (bytes), watches, launches_per_minute, bytes_in_flight. The most specific one
+# that matches decides. None is set. Reload.
+#
+#   [[identity]]
+#   match = "unit:orchestrator.service"
+#   role = "launcher"
+#   guests = 200
+"""
+
+
 def text() -> str:
     """The file's content, TOML."""
     parts = [_HEAD]
@@ -31,6 +44,7 @@ def text() -> str:
             parts.append(f"[{table}]\n")
         default = literal(getattr(defaults, setting.attribute))
         parts.append(f"{_about(setting)}#{key} = {default or _unset(setting)}\n")
+    parts.append(_IDENTITY)
     return "\n".join(parts)
 
 

@@ -75,13 +75,10 @@ class Connection:
     listener: Listener
     account: Account
     relay: Relay | None = None
-    _unit: str | None = None
 
     def unit(self) -> str:
         """The systemd unit of the caller, looked up when first asked for; empty if it cannot be told."""
-        if self._unit is None:
-            self._unit = self.peer.unit()
-        return self._unit
+        return self.peer.unit()
 
     @property
     def open(self) -> bool:

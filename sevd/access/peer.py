@@ -29,6 +29,9 @@ OVERFLOW_UID = 65534
 NGROUPS_MAX = 65536
 """Most supplementary groups of a process (limits.h)."""
 
+CGROUP_BYTES = 128 << 10
+"""More than /proc/PID/cgroup can have: a path for each of at most 16 hierarchies."""
+
 _CREDENTIALS = struct.Struct("=iII")
 _SMALL_BYTES = 1024  # what socket.getsockopt takes at most
 
@@ -43,6 +46,7 @@ class Peer:
         pid: Process id.
         groups: Supplementary group ids.
         pidfd: Descriptor that pins the process; None where the kernel has none. Ours to close.
+        told_unit: The unit, once it was asked for.
     """
 
     uid: int
@@ -50,6 +54,7 @@ class Peer:
     pid: int
     groups: tuple[int, ...] = ()
     pidfd: int | None = None
+    told_unit: str | None = None
 
     def alive(self) -> bool:
         """Whether the process still runs; True where the kernel cannot tell."""
@@ -60,23 +65,46 @@ class Peer:
         return not poll.poll(0)
 
     def unit(self) -> str:
-        """The systemd unit (last part of the control group) of the process; empty if it cannot be told for sure."""
+        """The unit of the system's service manager that the process is in; empty if it cannot be told for sure.
+
+        Looked up once: what a process was when it connected, it stays for its connection.
+        """
+        if self.told_unit is None:
+            self.told_unit = self._unit()
+        return self.told_unit
+
+    def _unit(self) -> str:
         if self.pidfd is None:
             return ""
         try:
             with open(f"/proc/{self.pid}/cgroup", "rb") as file:
-                lines = file.read(4096).decode("ascii", "replace").splitlines()
+                lines = file.read(CGROUP_BYTES).decode("ascii", "replace").splitlines()
         except OSError:
             return ""
         # The number meant our process while it was read only if it still runs now.
         unified = next((line[3:] for line in lines if line.startswith("0::")), "")
-        return unified.rpartition("/")[2][:128] if self.alive() else ""
+        return unit_of(unified) if self.alive() else ""
 
     def close(self) -> None:
         """Gives the descriptor back."""
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+
+
+def unit_of(path: str) -> str:
+    """The unit of the system's service manager that a control group (its path in the unified hierarchy) belongs to.
+
+    That manager alone makes groups below slices; below a unit, whoever the unit was delegated to may make groups of any
+    name. So the unit is the first part that is no slice: of `/user.slice/user-7.slice/user@7.service/a.slice/b.service`
+    it is `user@7.service`, and no user can be in a unit of another name by naming his own the same (systemd.unit(5),
+    "CGROUP_DELEGATION").
+    """
+    for part in path.split("/")[1:]:
+        if not part.endswith(".slice"):
+            # systemd puts "_" before names that the kernel has its own meaning for.
+            return part.removeprefix("_")[:256] if part.endswith((".service", ".scope")) else ""
+    return ""
 
 
 def peer_of(connection: socket.socket) -> Peer:
