@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.data import DATA
 FOLDER = DATA / "measure"
 MEASUREMENTS: dict[str, Any] = json.loads((FOLDER / "sev-measurements.json").read_text())
 SECRETS: dict[str, Any] = json.loads((FOLDER / "sev-secrets.json").read_text())
+GUID = "736869e5-84f0-4973-92ec-06879ce3da0b"
 
 
 def words(case: dict[str, Any], folder: Path) -> list[object]:
@@ -72,6 +74,30 @@ def test_v_x05_and_06_secrets(number: int, tmp_path: Path) -> None:
     assert b64encode((tmp_path / "payload").read_bytes()).decode() == case["payload_b64"]
 
 
+@pytest.mark.parametrize(("size", "code"), [(16343, 0), (16344, 0), (16345, 2)])
+def test_v_x07_the_largest_secrets(size: int, code: int, tmp_path: Path) -> None:
+    for name, content in (("key", bytes(16)), ("secret", bytes(size))):
+        (tmp_path / name).write_bytes(content)
+    done = sev(
+        "secret", "build", "--tik", tmp_path / "key", "--tek", tmp_path / "key", "--secret",
+        f"{GUID}:{tmp_path / 'secret'}", "--launch-measure-blob", SECRETS["launch_measure_blob_b64"],
+        tmp_path / "header", tmp_path / "payload",
+    )  # fmt: skip
+    assert done.code == code, done.err
+    if not code:
+        assert (tmp_path / "payload").stat().st_size == 16384
+        assert (tmp_path / "header").stat().st_size == 52
+    else:
+        assert not (tmp_path / "payload").exists()
+
+
+SHOWN = (
+    "565635dc3ed91255264e2f9996c72e7dd0ed980a14212e9972ae77cc4ea90c4d",
+    "309ac353cfbe44d6b5459ceb137e2688eacae84201de7427246bf5890362d96e",
+)
+"""SHA-256 of what sevctl 0.6.2 prints of the two pages."""
+
+
 @pytest.mark.parametrize("cpu", [0, 1])
 def test_v_x08_save_areas(cpu: int, tmp_path: Path) -> None:
     model = ["--family", 25, "--model", 1, "--stepping", 1]
@@ -87,6 +113,7 @@ def test_v_x08_save_areas(cpu: int, tmp_path: Path) -> None:
     shown = sev("vmsa", "show", page, "--json").json()
     assert shown["rdx"] == 0xA00F11
     assert shown["cs"]["base"] == (0x800000 if cpu else 0xFFFF0000)
+    assert sha256(sev("vmsa", "show", page, "--form", "sevctl").data).hexdigest() == SHOWN[cpu]
 
 
 def test_measure_sev_es_dumps_the_same_page(tmp_path: Path) -> None:

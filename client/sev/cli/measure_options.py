@@ -35,7 +35,7 @@ VCPUS = (
 KERNEL = (
     Option("--kernel", metavar="FILE", help="a kernel that is booted directly"),
     Option("--initrd", metavar="FILE", help="its initrd"),
-    Option("--append", metavar="TEXT", help="its command line"),
+    Option("--append", "--cmdline", metavar="TEXT", help="its command line"),
 )
 
 LAUNCH = (

@@ -85,8 +85,18 @@ def _build_show(parser: ArgumentParser) -> None:
         "--dump-vmsa of sev measure."
     )
     parser.add_argument("file", metavar="FILE", help="the page")
+    parser.add_argument(
+        "--form",
+        choices=("registers", "sevctl"),
+        default="registers",
+        help="registers: those that are not zero (default); sevctl: the JSON text of sevctl vmsa show",
+    )
     parser.set_defaults(run=_show)
-    examples(parser, ("sev vmsa show vmsa0.bin", "what would be measured"))
+    examples(
+        parser,
+        ("sev vmsa show vmsa0.bin", "what would be measured"),
+        ("sev vmsa show vmsa0.bin --form sevctl", "for scripts that read sevctl's"),
+    )
 
 
 def _build(args: Namespace, out: Output) -> int:
@@ -127,9 +137,18 @@ def _update(args: Namespace, out: Output) -> int:
 def _show(args: Namespace, out: Output) -> int:
     from sev.abi import vmsa
 
+    page = _read(args.file)
+    if args.form == "sevctl":
+        from json import dumps
+
+        from sev.cli import vmsa_sevctl
+
+        fields = vmsa_sevctl.document(page)
+        out.result(fields, dumps(fields, indent=2))
+        return 0
     document: dict[str, object] = {}
     lines = []
-    for name, value in vmsa.parse(_read(args.file)).items():
+    for name, value in vmsa.parse(page).items():
         if isinstance(value, tuple):
             parts = dict(zip(_SEGMENT_PARTS, value, strict=True))
             document[name] = parts
