@@ -71,6 +71,7 @@ def build(parser: ArgumentParser) -> None:
     lazy(verbs.add_parser("measure", help="an SEV guest's measurement, for its owner"), _build_measure)
     lazy(verbs.add_parser("inject", help="hand an SEV guest a secret of its owner"), _build_inject)
     lazy(verbs.add_parser("finish", help="let a measured SEV guest go on"), _build_finish)
+    lazy(verbs.add_parser("debug", help="read and write an SEV guest's memory"), _build_debug)
     lazy(verbs.add_parser("migrate", help="move an SEV guest to another host"), _build_migrate)
     lazy(verbs.add_parser("run", help="run a launched guest, show what it prints"), _build_run)
     lazy(verbs.add_parser("pause", help="halt a guest that runs"), _build_pause)
@@ -105,6 +106,12 @@ def _build_finish(parser: ArgumentParser) -> None:
     from sev.cli.guest_sev import build_finish
 
     build_finish(parser)
+
+
+def _build_debug(parser: ArgumentParser) -> None:
+    from sev.cli.guest_debug import build_debug
+
+    build_debug(parser)
 
 
 def _build_migrate(parser: ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from sev import status as statuses
 from sev.abi import kvm, kvm_sev
 from sev.abi import kvm_sev_legacy as abi
 from sev.abi.legacy_report import SIZE as REPORT_SIZE
-from sev.errors import InternalError, SevError, UsageError
+from sev.errors import FirmwareError, InternalError, SevError, UsageError
 from sev.launch import commands
 from sev.launch.machine import PAGE, Machine
 from sev.launch.owned import OwnedGuest, check_features
@@ -41,6 +41,10 @@ _REMEDIES = {
     errno.ENOTTY: "This VM is no SEV guest, or this kernel has no SEV-ES.",
     errno.ENOMEM: "SEV guests' memory is locked: raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity in the unit).",
 }
+_NODBG = (
+    "The guest's policy has nodbg, and keeps it: launch it with a policy without (such as --policy 0, or es alone for "
+    "SEV-ES) to debug it."
+)
 
 
 class Sev(OwnedGuest):
@@ -211,6 +215,10 @@ class Sev(OwnedGuest):
             ends = (address, place) if number == kvm_sev.DBG_DECRYPT else (place, address)
             self.command(number, abi.Debug(*ends, size))
             return memory.read(place, size)
+        except FirmwareError as error:
+            if error.firmware_status == statuses.POLICY_FAILURE:
+                error.remedy = _NODBG
+            raise
         finally:
             memory.release(place)
 

@@ -17,9 +17,10 @@ SEV-ES guests: there is no command for their VMSAs.
 
 from __future__ import annotations
 
+from sev import status as statuses
 from sev.abi import kvm_sev
 from sev.abi import kvm_sev_legacy as abi
-from sev.errors import UsageError
+from sev.errors import FirmwareError, UsageError
 from sev.launch.machine import PAGE
 from sev.records import record
 
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 SESSION_SIZE = 128
 HEADER_SIZE = 52
+
+_KEPT = (
+    "The guest's policy keeps it here: nosend never lets it go; domain, to platforms of the same owner (OCA) alone; a "
+    "minimum API version, to platforms that have it."
+)
 
 
 @record
@@ -120,6 +126,10 @@ class Sender(_Scratch):
             answer = abi.SendStart.decode(self._guest.command(kvm_sev.SEND_START, request))
             self._guest.machine.finished = False
             return Departure(answer.policy, memory.read(placed[3], SESSION_SIZE))
+        except FirmwareError as error:
+            if error.firmware_status == statuses.POLICY_FAILURE:
+                error.remedy = _KEPT
+            raise
         finally:
             for place in placed:
                 memory.release(place)
