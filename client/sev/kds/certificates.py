@@ -10,25 +10,45 @@ from typing import TYPE_CHECKING
 
 from sev.errors import MalformedInput
 from sev.kds import urls
-from sev.kds.service import KdsUnavailable
+from sev.kds.errors import KdsUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
-    from typing import TypeVar
+    from typing import Protocol, TypeVar
 
     from sev.abi.amd_certificate import AmdCertificate
     from sev.abi.sev_certificate import SevCertificate
     from sev.abi.tcb import TcbVersion
     from sev.certs import Certificate, Crl, Roots
     from sev.certs.sev_roots import SevRoots
-    from sev.kds.service import Service
     from sev.products import Product
 
     T = TypeVar("T")
 
+    class Service(Protocol):
+        """Whom to ask: sev.kds.service.Service, or who asks for us.
+
+        Attributes:
+            url: The service's base URL.
+        """
+
+        url: str
+
+        def get(self, url: str, what: str, limit: int = ..., *, content: bytes | None = None) -> bytes:
+            """What is at an address. Raises KdsUnavailable."""
+
+
 CERTIFICATE_LIMIT = 16 << 10
 """Bytes of a certificate or list at most; real ones have under 2000."""
+
+STICKS_LIMIT = 80 << 10
+"""Bytes of an answer with hash sticks at most: those of 64 chips."""
+
+NOT_FOUND = "not found"
+"""What the service answers for a chip that it does not know."""
+
+_STICK_TCB = slice(0x190, 0x198)
 
 _OTHER_ROOTS = "For a simulator's service name its roots (roots/ark.pem) with --roots; do not use it otherwise."
 
@@ -201,6 +221,68 @@ def crl(
     if at >= found.next_update:
         raise errors.CrlStale(f"{what} ran out on {found.next_update:%Y-%m-%dT%H:%M:%SZ}", field="crl")
     return found
+
+
+def hash_sticks(
+    service: Service, product: Product, tcb: TcbVersion, chip_ids: Sequence[bytes]
+) -> Mapping[bytes, bytes | None]:
+    """A cloud provider's VLEK, wrapped for chips at a TCB, as SNP_VLEK_LOAD takes it.
+
+    Nothing but the chip itself can tell whether a stick is genuine: what is checked is that each has 432 bytes and
+    names this TCB.
+
+    Args:
+        service: Whom to ask, with the provider's client certificate.
+        product: Processor line.
+        tcb: The TCB that the chips report.
+        chip_ids: The chips, at most 64.
+
+    Returns:
+        432 bytes for each chip identifier; None for a chip that the service does not know.
+
+    Raises:
+        KdsUnavailable, MalformedInput: As in `ca`.
+        TcbMismatch: A stick for another TCB.
+    """
+    import json
+
+    from sev.abi import sev_device
+    from sev.attestation.errors import TcbMismatch
+
+    wanted = {urls.hwid(product, chip_id): chip_id for chip_id in chip_ids}
+    what = f"the hash sticks of {len(wanted)} {product.kds_name} chips at {tcb}"
+    content = json.dumps({"hwids": list(wanted)}).encode()
+    answer = service.get(urls.hash_sticks(product, tcb, service=service.url), what, STICKS_LIMIT, content=content)
+    found: dict[bytes, bytes | None] = {}
+    for hwid, text in _read(service, what, lambda: _sticks(answer)).items():
+        if hwid not in wanted:
+            continue
+        try:
+            stick = None if text == NOT_FOUND else bytes.fromhex(text)
+        except ValueError:
+            stick = b""
+        if stick is not None and len(stick) != sev_device.VLEK_BLOB_SIZE:
+            raise MalformedInput(f"{service.url} answers something else for {what}: no stick of 432 bytes", field="kds")
+        if stick is not None and stick[_STICK_TCB] != tcb.encode():
+            raise TcbMismatch(f"{service.url} answers a hash stick of another TCB for {what}", field="vlek")
+        found[wanted[hwid]] = stick
+    if len(found) != len(wanted):
+        raise KdsUnavailable(f"{service.url} answers for {len(found)} chips, asked about {len(wanted)}", field="kds")
+    return found
+
+
+def _sticks(answer: bytes) -> dict[str, str]:
+    """Sticks by chip, as text. Raises MalformedInput."""
+    import json
+
+    try:
+        results = json.loads(answer)["results"]
+        pairs = [(hwid.lower(), stick) for result in results for hwid, stick in result.items()]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pairs = [("", None)]
+    if not all(isinstance(stick, str) for _, stick in pairs):
+        raise MalformedInput("no JSON of hash sticks")
+    return dict(pairs)
 
 
 def _leaf(

@@ -7,19 +7,18 @@ NO_PROXY). What comes back proves nothing: `sev.kds.certificates` decides what o
 
 from __future__ import annotations
 
-import ssl
 import time
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+from typing import TYPE_CHECKING, NamedTuple
 
-from sev.errors import CollateralError, UsageError
+from sev.errors import UsageError
 from sev.kds import urls
+from sev.kds.errors import KdsUnavailable, NotAtKds, refused
+from sev.kds.https import AGAIN, Https, NoAnswer, retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+__all__ = ["BODY_MAX", "Clock", "KdsUnavailable", "NotAtKds", "Service"]
 
 TIMEOUT_SECONDS = 15.0
 """Seconds for which one attempt may say nothing."""
@@ -34,26 +33,6 @@ THROTTLED_PAUSE = 10.0
 LONGEST_PAUSE = 30.0
 BODY_MAX = 256 << 10
 """Bytes of an answer at most."""
-
-_CHUNK = 64 << 10
-_AGAIN = frozenset({429, 500, 502, 503, 504})
-
-
-class KdsUnavailable(CollateralError):
-    """The service does not answer, or not what was asked for; whether something is genuine is left open."""
-
-    reason = "KDS_UNAVAILABLE"
-    default_remedy = (
-        "Try again later; behind a proxy set HTTPS_PROXY; for a mirror or a simulator name it with --kds, and with "
-        "--kds-ca the certificate that it is to be trusted by."
-    )
-
-
-class NotAtKds(KdsUnavailable):
-    """The service does not know what was asked for."""
-
-    reason = "NOT_AT_KDS"
-    default_remedy = "Compare product, chip identifier and TCB: sev certs url shows what is asked."
 
 
 class _Again(Exception):
@@ -112,29 +91,28 @@ class Service:
         self._patience = patience
         self._told = told
         self._clock = clock
-        context = _context(ca_file, client_file)
-        self._opener = build_opener(HTTPSHandler(context=context), _Redirects())
-        self._opener.addheaders = [("User-Agent", "sev (AMD SEV tools)"), ("Accept", "*/*")]
+        self._https = Https(ca_file=ca_file, client_file=client_file)
 
-    def get(self, url: str, what: str, limit: int = BODY_MAX) -> bytes:
+    def get(self, url: str, what: str, limit: int = BODY_MAX, *, content: bytes | None = None) -> bytes:
         """What is at an address.
 
         Args:
             url: A whole URL (sev.kds.urls).
             what: What it is, for errors, such as "the VCEK".
             limit: Most bytes to accept.
+            content: JSON to post there; None: it is got.
 
         Raises:
             NotAtKds: It is not there.
             KdsUnavailable: No answer within the patience, a refusal, or more than `limit` bytes.
         """
-        if not url.startswith(f"{self.url}/"):
+        if not url.startswith((f"{self.url}/", f"{urls.provider(self.url)}/")):
             raise UsageError(f"{url!r:.200} is no address of {self.url}", field="kds")
         until = self._clock.now() + self._patience
         pause = FIRST_PAUSE
         while True:
             try:
-                return self._attempt(url, what, limit, until)
+                return self._attempt(url, what, limit, until, content)
             except _Again as failed:
                 wait = failed.pause if failed.pause is not None else (THROTTLED_PAUSE if failed.throttled else pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -147,77 +125,24 @@ class Service:
                 self._told(f"{self.url}: {failed}; asking again in {wait:.0f} s")
                 self._clock.sleep(wait)
 
-    def _attempt(self, url: str, what: str, limit: int, until: float) -> bytes:
-        seconds = max(min(self._timeout, until - self._clock.now()), 0.1)
+    def _attempt(self, url: str, what: str, limit: int, until: float, content: bytes | None) -> bytes:
+        left = until - self._clock.now()
         try:
-            with self._opener.open(Request(url), timeout=seconds) as response:  # noqa: S310 - ours, so http(s)
-                return self._body(response, what, limit, until)
-        except HTTPError as error:
-            with error:
-                raise self._refused(error, what) from None
-        except URLError as error:
-            if isinstance(error.reason, ssl.SSLCertVerificationError):
-                why = f"its TLS certificate is not trusted: {error.reason.verify_message}"
-                raise KdsUnavailable(f"{self.url}: {why}", field="kds") from None
-            raise _Again(f"no connection ({error.reason})") from None
-        except (OSError, HTTPException) as error:
-            raise _Again(f"the connection broke ({str(error) or type(error).__name__})") from None
-
-    def _body(self, response: HTTPResponse, what: str, limit: int, until: float) -> bytes:
-        chunks, have = [], 0
-        # What is there, not as much as that: a service that drips is left when the patience ends.
-        while chunk := response.read1(min(_CHUNK, limit + 1 - have)):
-            chunks.append(chunk)
-            have += len(chunk)
-            if have > limit:
-                raise KdsUnavailable(f"{what}: {self.url} answers more than {limit} bytes", field="kds")
-            if self._clock.now() > until:
-                raise _Again("the answer takes too long")
-        length = response.headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit() and len(length) < 12 and have != int(length):
-            raise _Again(f"the answer was cut off after {have} of {length} bytes")
-        return b"".join(chunks)
-
-    def _refused(self, error: HTTPError, what: str) -> Exception:
-        if error.code in _AGAIN:
-            throttled = error.code == 429
-            why = "it has had too many requests" if throttled else f"HTTP {error.code}"
-            return _Again(why, _retry_after(error.headers.get("Retry-After", "")), throttled=throttled)
-        if error.code in (400, 404):
-            return NotAtKds(f"{self.url} does not have {what} (HTTP {error.code})", field="kds")
-        return KdsUnavailable(f"{self.url} refuses {what} (HTTP {error.code})", field="kds")
-
-
-class _Redirects(HTTPRedirectHandler):
-    """Follows within https only: neither to files nor down to plain text."""
-
-    max_redirections = 3
-
-    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
-        if not newurl.lower().startswith("https://"):
-            return None  # the redirection itself is the answer then, an error
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _context(ca_file: str | None, client_file: str | None) -> ssl.SSLContext:
-    using = ca_file
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-        if client_file is not None:
-            using = client_file
-            context.load_cert_chain(client_file)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot use {using!r} for talking to the KDS: {reason}", field=using or "kds_ca") from None
-    return context
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds that a Retry-After asks for: a number, or a date (RFC 9110, 10.2.3); None if it is neither."""
-    text = text.strip()
-    if text.isascii() and text.isdigit() and len(text) < 9:
-        return float(text)
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError, OverflowError):
-        return None
+            answer = self._https.ask(
+                url,
+                limit=limit,
+                seconds=max(min(self._timeout, left), 0.1),
+                content=content,
+                late=lambda: self._clock.now() > until,
+            )
+        except NoAnswer as failed:
+            if failed.passes:
+                raise _Again(str(failed)) from None
+            raise KdsUnavailable(f"{self.url} does not give {what}: {failed}", field="kds") from None
+        if answer.status == 200:
+            return answer.body
+        if answer.status in AGAIN:
+            throttled = answer.status == 429
+            why = "it has had too many requests" if throttled else f"HTTP {answer.status}"
+            raise _Again(why, retry_after(answer.headers.get("retry-after", "")), throttled=throttled)
+        raise refused(self.url, what, answer.status)

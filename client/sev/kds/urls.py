@@ -1,7 +1,8 @@
 """Addresses at AMD's key distribution service, or at another one that answers as it does. Nothing is fetched here.
 
     /vcek/v1/P/HWID?blSPL=..&teeSPL=..&snpSPL=..&ucodeSPL=..    DER; from Turin on with fmcSPL, and an HWID of 8 bytes
-    /vlek/v1/P/cert?…                                           DER; for cloud providers
+    :444/vlek/v1/P/cert?…                                       DER; for cloud providers
+    :444/vlek/v1/P/hash_sticks?…   POST {"hwids": [..]}         JSON; for cloud providers
     /vcek/v1/P/cert_chain      /vlek/v1/P/cert_chain            PEM: ASK or ASVK, then ARK
     /vcek/v1/P/crl             /vlek/v1/P/crl                   DER
     /cek/id/ID                                                  the signed CEK in SEV's own form, 2084 bytes
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 AMD = "https://kdsintf.amd.com"
 """AMD's service."""
+
+AMD_PROVIDERS = f"{AMD}:444"
+"""Where it talks to cloud providers, who show a client certificate."""
 
 KEYS = ("vcek", "vlek")
 """The two kinds of keys that sign reports."""
@@ -50,6 +54,11 @@ def base(url: str) -> str:
     return url.rstrip("/")
 
 
+def provider(service: str) -> str:
+    """Where a service talks to cloud providers: AMD's at a port of its own, any other at the same address."""
+    return AMD_PROVIDERS if base(service) == AMD else base(service)
+
+
 def vcek(product: Product, chip_id: bytes, tcb: TcbVersion, *, service: str = AMD) -> str:
     """The VCEK of a chip at a TCB.
 
@@ -62,18 +71,27 @@ def vcek(product: Product, chip_id: bytes, tcb: TcbVersion, *, service: str = AM
     Raises:
         UsageError: A line without SNP, an identifier of another length, or a masked one (zeros).
     """
+    return f"{base(service)}/vcek/v1/{_snp(product).kds_name}/{hwid(product, chip_id)}?{_levels(product, tcb)}"
+
+
+def vlek(product: Product, tcb: TcbVersion, *, service: str = AMD) -> str:
+    """The VLEK of a cloud provider at a TCB; the provider is known by its client certificate. Raises as `vcek`."""
+    return f"{provider(service)}/vlek/v1/{_snp(product).kds_name}/cert?{_levels(product, tcb)}"
+
+
+def hash_sticks(product: Product, tcb: TcbVersion, *, service: str = AMD) -> str:
+    """A cloud provider's wrapped hash sticks for a TCB; which chips they are for is posted. Raises as `vcek`."""
+    return f"{provider(service)}/vlek/v1/{_snp(product).kds_name}/hash_sticks?{_levels(product, tcb)}"
+
+
+def hwid(product: Product, chip_id: bytes) -> str:
+    """A chip's identifier as the service takes it: as many bytes as the line's have, in hexadecimal. Raises as `vcek`."""
     own = _snp(product).chip_id_bytes
     if len(chip_id) not in (own, CHIP_ID_BYTES) or any(chip_id[own:]):
         raise UsageError(
             f"chip identifier: {len(chip_id)} bytes, expected {own} for {product.kds_name}", field="chip_id"
         )
-    identifier = _unmasked(chip_id[:own])
-    return f"{base(service)}/vcek/v1/{product.kds_name}/{identifier.hex()}?{_levels(product, tcb)}"
-
-
-def vlek(product: Product, tcb: TcbVersion, *, service: str = AMD) -> str:
-    """The VLEK of a cloud provider at a TCB; the provider is known by its client certificate. Raises as `vcek`."""
-    return f"{base(service)}/vlek/v1/{_snp(product).kds_name}/cert?{_levels(product, tcb)}"
+    return _unmasked(chip_id[:own]).hex()
 
 
 def ca(product: Product, key: str = "vcek", *, service: str = AMD) -> str:

@@ -1,0 +1,36 @@
+"""How a key distribution service fails to answer."""
+
+from __future__ import annotations
+
+from sev.errors import CollateralError
+
+
+class KdsUnavailable(CollateralError):
+    """The service does not answer, or not what was asked for; whether something is genuine is left open.
+
+    Attributes:
+        retry_after: Seconds that the service asks to wait; None if it does not say.
+        passes: Asking again later may help without anybody changing anything.
+    """
+
+    reason = "KDS_UNAVAILABLE"
+    default_remedy = (
+        "Try again later; behind a proxy set HTTPS_PROXY; for a mirror or a simulator name it with --kds, and with "
+        "--kds-ca the certificate that it is to be trusted by."
+    )
+    retry_after: float | None = None
+    passes: bool = False
+
+
+class NotAtKds(KdsUnavailable):
+    """The service does not know what was asked for."""
+
+    reason = "NOT_AT_KDS"
+    default_remedy = "Compare product, chip identifier and TCB: sev certs url shows what is asked."
+
+
+def refused(service: str, what: str, status: int) -> KdsUnavailable:
+    """The error of an answer that is final, whatever is tried: NotAtKds for what the service does not have."""
+    if status in (400, 404):
+        return NotAtKds(f"{service} does not have {what} (HTTP {status})", field="kds")
+    return KdsUnavailable(f"{service} refuses {what} (HTTP {status})", field="kds")
