@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     from sevd import logs
 
     args = _parser().parse_args(argv)
-    logs.set_up("warning" if args.quiet else "info", os.environ)
+    logs.set_up("warning" if args.quiet else "info", os.environ, program="sevd-simulator")
     try:
         return _run(args)
     except SevError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ def test_a_record_says_who_what_and_how_it_ended(tmp_path: Path, caplog: pytest.
     line = (tmp_path / "a").read_text()
     record = json.loads(line)
     assert record.pop("time").endswith("Z")
+    assert len(bytes.fromhex(record.pop("run"))) == 8
+    assert record.pop("previous") == hashlib.sha256(b"").hexdigest()
     assert record == {
         "sequence": 1,
         "what": "call",

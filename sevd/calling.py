@@ -1,0 +1,41 @@
+"""The call that is under way, for log lines: set by the frame of every call, and carried into threads that work for it.
+
+A context variable (PEP 567): every call has a task of its own, and `asyncio.to_thread` and the device scheduler hand
+the context on. Whoever logs need not know of any call.
+"""
+
+from __future__ import annotations
+
+import re
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Call(Protocol):
+        """What is told of a call.
+
+        Attributes:
+            method: Its name with the service.
+            request_id: Its id.
+            owner: Who calls; empty while that is not known.
+        """
+
+        method: str
+        request_id: str
+        owner: str
+
+
+CURRENT: ContextVar[Call | None] = ContextVar("sevd-call", default=None)
+"""The call that this code works for; None where it works for none."""
+
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata key under which a client may name its call."""
+
+_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def is_request_id(text: object) -> bool:
+    """Whether this can be the id of a call: 1 to 64 letters, digits, dots, underscores and hyphens."""
+    return isinstance(text, str) and _FORM.fullmatch(text) is not None
