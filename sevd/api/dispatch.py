@@ -100,6 +100,7 @@ def _fast(
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     """A read with an empty request from bytes at hand; everything else goes the usual way."""
     connections, role, attribute, cached = frame.connections, method.role, method.attribute, skin.cached
+    count = frame.tally.quick(method.name)
 
     async def behave(raw: bytes, context: Context) -> bytes:
         if not raw:
@@ -107,6 +108,7 @@ def _fast(
             if connection is not None and connection.caller.role >= role:
                 answer = cached(attribute)
                 if answer is not None:
+                    count[0] += 1
                     return answer
         return await slow(raw, context)
 
@@ -169,7 +171,7 @@ def _upload(
 
 def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def behave(raw: bytes, context: Context) -> AsyncIterator[bytes]:
-        trace, peer = Trace(method.name), context.peer()
+        trace, peer = Trace(method.name, stream=True), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)
@@ -186,12 +188,14 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, 
                     raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
             finally:
                 frame.leave(connection, stream=True)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            frame.record(connection, trace, mutating=False, cancelled=True)
             raise
         except Exception as error:
             lost = frame.failed(error, method.name, trace)
             frame.record(connection or frame.connections.get(peer), trace, mutating=False)
             await context.abort(lost.code, lost.message, lost.trailer)
+        frame.record(connection, trace, mutating=False)
 
     return behave
 
@@ -200,7 +204,7 @@ def _converse(
     frame: Frame, method: Method, function: Converse
 ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
     async def behave(chunks: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        trace, peer = Trace(method.name), context.peer()
+        trace, peer = Trace(method.name, stream=True), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)

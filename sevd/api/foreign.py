@@ -7,8 +7,9 @@ does not.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -110,6 +111,20 @@ class _Collector:
         self.found.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
 
 
+@contextlib.contextmanager
+def _counted(frame: Frame, connection: Connection, path: str) -> Iterator[None]:
+    """Around a call that was let in."""
+    code = "OK"
+    try:
+        yield
+    except BaseException:
+        code = "CANCELLED"
+        raise
+    finally:
+        frame.leave(connection, stream=True)
+        frame.tally.call(path[1:], code, None)
+
+
 def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable[None]] | None) -> Handler:
     """The handler with the frame of every call around it; `before` runs before each call."""
     name, role = path.rpartition(".")[2], FOREIGN[path]
@@ -127,20 +142,16 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
 
     async def guarded(request: Any, context: Context) -> Any:
         connection = await enter(context)
-        try:
+        with _counted(frame, connection, path):
             if before is not None:
                 await before()
             return await inner(request, context)
-        finally:
-            frame.leave(connection, stream=True)
 
     async def guarded_stream(request: Any, context: Context) -> AsyncIterator[Any]:
         connection = await enter(context)
-        try:
+        with _counted(frame, connection, path):
             async for message in inner(request, context):
                 yield message
-        finally:
-            frame.leave(connection, stream=True)
 
     behaviour: Any = guarded_stream if inspect.isasyncgenfunction(inner) else guarded
     make: Any = {

@@ -34,6 +34,7 @@ from sevd.api.rules import Method
 from sevd.audit import Audit
 from sevd.devices.missing import remedy_of
 from sevd.journal import Outcome
+from sevd.metrics.tally import Tally
 
 CALLS_PER_IDENTITY = 256
 """Calls of one identity in flight, streams included."""
@@ -58,6 +59,8 @@ class Trace:
         validate_only: It was asked to change nothing.
         repeated: It was answered from the journal.
         error: What went wrong, if something did.
+        code: The canonical code it ends with, by name.
+        stream: It is answered as long as its caller listens.
     """
 
     method: str
@@ -67,6 +70,8 @@ class Trace:
     validate_only: bool = False
     repeated: bool = False
     error: SevError | None = None
+    code: str = "OK"
+    stream: bool = False
 
 
 class Frame:
@@ -80,6 +85,7 @@ class Frame:
         missing: Callable[[str], Sequence[str]],
         *,
         calls_per_identity: int = CALLS_PER_IDENTITY,
+        tally: Tally | None = None,
     ) -> None:
         """
         Args:
@@ -88,7 +94,9 @@ class Frame:
             once: Calls under request ids.
             missing: What is missing for the calls of a service that need the device; nothing if it is there.
             calls_per_identity: Calls of one identity in flight.
+            tally: Where calls are counted.
         """
+        self.tally = tally or Tally()
         self.connections = connections
         self.calls_per_identity = calls_per_identity
         self.stopping = False
@@ -224,15 +232,20 @@ class Frame:
         """The wire form of whatever a call raised; unexpected errors are logged and answered without a trace."""
         if isinstance(error, Recorded):
             trace.error = trace.error or error.stand_in()
-            return error.as_failure()
-        if not isinstance(error, SevError):
-            error = unexpected(error, name)
-        error.request_id = error.request_id or trace.request_id
-        trace.error = error
-        return failure(error)
+            lost = error.as_failure()
+        else:
+            if not isinstance(error, SevError):
+                error = unexpected(error, name)
+            error.request_id = error.request_id or trace.request_id
+            trace.error = error
+            lost = failure(error)
+        trace.code = lost.code.name
+        return lost
 
     def record(self, connection: Connection | None, trace: Trace, *, mutating: bool, cancelled: bool = False) -> None:
-        """Leaves the audit record of a call, if it deserves one."""
+        """Counts a call that ended, and leaves its audit record if it deserves one."""
+        seconds = time.monotonic() - trace.started
+        self.tally.call(trace.method, "CANCELLED" if cancelled else trace.code, None if trace.stream else seconds)
         error = trace.error
         if connection is None or not (mutating or isinstance(error, _AUDITED)):
             return
@@ -249,7 +262,7 @@ class Frame:
             facts["validate_only"] = True
         if trace.repeated:
             facts["repeated"] = True
-        facts["duration_ms"] = round((time.monotonic() - trace.started) * 1000, 1)
+        facts["duration_ms"] = round(seconds * 1000, 1)
         self._audit.call(connection.caller, connection.unit(), connection.listener.kind.name, facts)
 
     async def drain(self, seconds: float) -> None:

@@ -29,6 +29,7 @@ from sevd.api.frame import Frame
 from sevd.api.once import Once
 from sevd.audit import Audit
 from sevd.journal import Journal
+from sevd.metrics.tally import Tally
 
 METADATA_BYTES = 16 << 10
 """Largest metadata of one call."""
@@ -72,6 +73,7 @@ class Server:
         limits: ServerLimits,
         missing: Callable[[str], Sequence[str]],
         hidden: Iterable[str] = (),
+        tally: Tally | None = None,
     ) -> None:
         """
         Args:
@@ -83,6 +85,7 @@ class Server:
             limits: What callers may use.
             missing: What is missing for the device calls of a service.
             hidden: Full names of services that are not listed: they answer only that they are not offered.
+            tally: Where calls are counted.
 
         Raises:
             UndeclaredMethod: A method lacks its rules, or a skin its function.
@@ -99,7 +102,12 @@ class Server:
         self._listed = [service.full_name for service in skins if service.full_name not in set(hidden)]
         self.gate = Gate(self._backend, policy, audit, limits.gate)
         self.frame = Frame(
-            self.gate.connections, audit, Once(journal), missing, calls_per_identity=limits.calls_per_identity
+            self.gate.connections,
+            audit,
+            Once(journal),
+            missing,
+            calls_per_identity=limits.calls_per_identity,
+            tally=tally,
         )
         self.foreign = Foreign(self.frame, self._listed, self._serving)
         dispatcher = Dispatcher(self.frame, skins, self.foreign)

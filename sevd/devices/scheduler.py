@@ -36,10 +36,12 @@ LANE_JOBS = 256
 class Job(Generic[T]):
     """One piece of device work, from the moment it is queued."""
 
-    __slots__ = ("_call", "future", "lane")
+    __slots__ = ("_call", "future", "lane", "name", "queued_at")
 
-    def __init__(self, lane: str, call: Callable[[], T]) -> None:
+    def __init__(self, lane: str, name: str, call: Callable[[], T]) -> None:
         self.lane = lane
+        self.name = name
+        self.queued_at = time.monotonic()
         self.future: Future[T] = Future()
         self._call: Callable[[], T] | None = call
 
@@ -68,9 +70,25 @@ class Job(Generic[T]):
 
 
 class Scheduler:
-    """The queue and its worker. `submit` and `run` from any thread; `close` ends the worker."""
+    """The queue and its worker. `submit` and `run` from any thread; `close` ends the worker.
 
-    def __init__(self, *, queue_jobs: int = QUEUE_JOBS, lane_jobs: int = LANE_JOBS, name: str = "sevd-device") -> None:
+    Args:
+        queue_jobs: Jobs of all lanes that may wait.
+        lane_jobs: Jobs of one lane that may wait.
+        name: The worker thread's.
+        observe: Told, on the worker, of every job that ended: its lane, the function's name, seconds in the queue,
+            seconds from there on, and what it raised.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_jobs: int = QUEUE_JOBS,
+        lane_jobs: int = LANE_JOBS,
+        name: str = "sevd-device",
+        observe: Callable[[str, str, float, float, BaseException | None], None] | None = None,
+    ) -> None:
+        self._observe = observe
         self._queue_jobs = queue_jobs
         self._lane_jobs = lane_jobs
         self._condition = threading.Condition()
@@ -106,7 +124,7 @@ class Scheduler:
             LimitReached: The queue, or this lane of it, is full.
             NotNow: The scheduler is closed.
         """
-        return self._queue(Job(lane, lambda: function(*args, **kwargs)), bounded=True)
+        return self._queue(Job(lane, _name(function), lambda: function(*args, **kwargs)), bounded=True)
 
     def release(self, lane: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]:
         """Queues a call that gives something back (a VM, an ASID): taken however full the queue is.
@@ -114,7 +132,7 @@ class Scheduler:
         Raises:
             NotNow: The scheduler is closed.
         """
-        return self._queue(Job(lane, lambda: function(*args, **kwargs)), bounded=False)
+        return self._queue(Job(lane, _name(function), lambda: function(*args, **kwargs)), bounded=False)
 
     async def run(self, lane: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Queues a call and waits for it; see `submit` and `Job.done`."""
@@ -171,11 +189,19 @@ class Scheduler:
                     self._turns.append(lane)
                 else:
                     del self._lanes[lane]
-                self._issued_at = self._progress = time.monotonic()
+                issued_at = self._issued_at = self._progress = time.monotonic()
             tell = job._run()
             # Before anybody hears of the outcome: who does shall not find the worker busy with it.
-            self._progress = time.monotonic()
+            ended_at = self._progress = time.monotonic()
             self._issued_at = None
             if tell is not None:
                 tell()
+                if self._observe is not None:
+                    waited = issued_at - job.queued_at
+                    self._observe(job.lane, job.name, waited, ended_at - issued_at, job.future.exception())
             del job, tell  # an idle worker keeps nothing alive
+
+
+def _name(function: Callable[..., object]) -> str:
+    """A function's name, for those who observe."""
+    return getattr(function, "__name__", type(function).__name__)

@@ -33,6 +33,7 @@ class PlatformDevice:
         path: The device.
         missing: What is missing, one sentence each; told where there is no device.
         there: Whether the device can be opened; it may appear later.
+        observe: Told of every command that ended, as by `SevDevice`.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class PlatformDevice:
         path: str = "/dev/sev",
         missing: Callable[[], Sequence[str]] = tuple,
         there: Callable[[], bool] = lambda: True,
+        observe: Callable[[str, int, int, float], None] | None = None,
     ) -> None:
+        self._observe = observe
         self._there = there
         self._kernel = kernel
         self._scheduler = scheduler
@@ -101,10 +104,10 @@ class PlatformDevice:
             self.require()
             assert self._kernel is not None
             try:
-                self._device = SevDevice(self._kernel, self._path)
+                self._device = SevDevice(self._kernel, self._path, observe=self._observe)
             except NotPermitted:
                 # Reading is enough for the status; a command that writes will say that it is not.
-                self._device = SevDevice(self._kernel, self._path, writable=False)
+                self._device = SevDevice(self._kernel, self._path, writable=False, observe=self._observe)
         try:
             return function(self._device)
         except KernelError as error:

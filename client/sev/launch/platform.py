@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 from sev import status as statuses
 from sev.abi import sev_certificate
@@ -21,6 +22,7 @@ from sev.launch.refusals import number_of, opening, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -34,6 +36,7 @@ class SevDevice:
         kernel: The kernel as this process sees it.
         path: The device.
         writable: Open for reading and writing; commands that change the platform need it.
+        observe: Told of every command that ended: its name, errno (0: success), firmware status, seconds.
 
     Raises:
         DeviceMissing: The device is not there.
@@ -41,8 +44,16 @@ class SevDevice:
         KernelError: It cannot be opened for another reason.
     """
 
-    def __init__(self, kernel: Kernel, path: str = "/dev/sev", *, writable: bool = True) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        path: str = "/dev/sev",
+        *,
+        writable: bool = True,
+        observe: Callable[[str, int, int, float], None] | None = None,
+    ) -> None:
         self._kernel = kernel
+        self._observe = observe
         self.path = path
         try:
             self._fd = kernel.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
@@ -253,13 +264,17 @@ class SevDevice:
         memory = self._kernel.memory
         envelope = bytearray(abi.IssueCmd(command, data).encode())
         address = memory.place(envelope)
+        number = status = 0
+        began = time.monotonic()
         try:
             self._kernel.ioctl(self._fd, abi.SEV_ISSUE_CMD, address)
         except OSError as error:
-            return number_of(error), abi.IssueCmd.decode(envelope).error
+            number, status = number_of(error), abi.IssueCmd.decode(envelope).error
         finally:
             memory.release(address)
-        return 0, 0
+        if self._observe is not None:
+            self._observe(abi.command_name(command), number, status, time.monotonic() - began)
+        return number, status
 
     def _failed(self, number: int, command: int, status: int) -> SevError:
         name = abi.command_name(command)
