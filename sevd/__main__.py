@@ -29,10 +29,10 @@ def main(argv: list[str] | None = None) -> int:
 
     args = _parser().parse_args(argv)
     try:
-        if args.install_units is not None:
-            return _install_units(args)
+        if args.install_units is not None or args.uninstall_units is not None:
+            return _units(args)
         settings = _settings(args)
-        logs.set_up(settings.log_level, os.environ)
+        logs.set_up(settings.log_level, os.environ, settings.log_format)
         if args.check_config:
             from sevd.daemon import policy_of
 
@@ -86,20 +86,32 @@ def _parser() -> argparse.ArgumentParser:
         "--install-units", metavar="ROOT", nargs="?", const="/", help="write the files for systemd below ROOT, and exit"
     )
     add("--plain-user", action="store_true", help="with --install-units: run the service as a user of its own")
+    add(
+        "--uninstall-units",
+        metavar="ROOT",
+        nargs="?",
+        const="/",
+        help="remove the files for systemd below ROOT, but those you changed, and exit",
+    )
     add("--version", action="version", version=f"sevd {__version__}")
     return parser
 
 
-def _install_units(args: argparse.Namespace) -> int:
-    """Writes what systemd needs, and says what to do next."""
+def _units(args: argparse.Namespace) -> int:
+    """Writes what systemd needs, or takes it away, and says what to do next."""
     from pathlib import Path
 
+    from sev.errors import UsageError
     from sevd import install_units
 
-    root = Path(os.path.abspath(args.install_units))
-    for path in install_units.install(root, program=install_units.command(), plain_user=args.plain_user):
-        sys.stdout.write(f"{path}\n")
-    sys.stdout.write(install_units.NEXT)
+    if args.install_units is not None and args.uninstall_units is not None:
+        raise UsageError("both --install-units and --uninstall-units are given", field="install_units")
+    root = Path(os.path.abspath(args.install_units or args.uninstall_units))
+    if args.install_units is None:
+        done = install_units.uninstall(root)
+    else:
+        done = install_units.install(root, program=install_units.command(), plain_user=args.plain_user)
+    sys.stdout.write(done.text())
     return 0
 
 

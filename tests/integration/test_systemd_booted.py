@@ -79,7 +79,8 @@ def as_root(booted: Booted) -> Iterator[Booted]:
 
 
 def test_units_are_right_in_systemds_eyes(system: Booted) -> None:
-    done = system.run("systemd-analyze", "verify", "sevd.service", "sevd-device.service", *UNITS)
+    services = "sevd.service", "sevd-device.service", "sevd-fetch.service"
+    done = system.run("systemd-analyze", "verify", *services, *UNITS, "sevd-mtls.socket", "sevd-metrics.socket")
     about_ours = [line for line in (done.stdout + done.stderr).splitlines() if "sevd" in line]
     assert about_ours == []
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from sev.errors import UsageError
-from sevd import config, example_config, install_units
+from sevd import config, example_config
 from sevd.access.listeners import KINDS
 from sevd.config import SETTINGS, Settings
 from tests.support.needs import need_program
@@ -19,6 +17,8 @@ from tests.support.needs import need_program
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "systemd"
 SOCKETS = sorted(path.name for path in FOLDER.glob("*.socket"))
+PORTS = ("sevd-mtls.socket", "sevd-metrics.socket")
+ROLES = [name for name in SOCKETS if name not in (*PORTS, "sevd-fetch.socket")]
 
 
 def values(text: str, key: str) -> list[str]:
@@ -26,11 +26,15 @@ def values(text: str, key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("dropin", "most"), [("", 0.7), ("plain-user.conf", 0.5)], ids=["root", "plain-user"])
-def test_exposure_is_as_low_as_promised(tmp_path: Path, dropin: str, most: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "dropin", "most"),
+    [("sevd.service", "", 0.7), ("sevd.service", "plain-user.conf", 0.5), ("sevd-fetch.service", "", 1.2)],
+    ids=["root", "plain-user", "fetch"],
+)
+def test_exposure_is_as_low_as_promised(tmp_path: Path, name: str, dropin: str, most: float) -> None:
     need_program("systemd-analyze")
-    unit = tmp_path / "sevd.service"
-    unit.write_text((FOLDER / "sevd.service").read_text() + "\n" + ((FOLDER / dropin).read_text() if dropin else ""))
+    unit = tmp_path / name
+    unit.write_text((FOLDER / name).read_text() + "\n" + ((FOLDER / dropin).read_text() if dropin else ""))
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True, check=False
     )
@@ -70,9 +74,42 @@ def test_an_example_that_is_uncommented_whole_is_valid() -> None:
     config.parse(shown.encode(), "example")
 
 
-def test_every_socket_has_its_unit() -> None:
+@pytest.mark.parametrize("name", SOCKETS)
+def test_every_socket_says_its_mode_its_name_and_its_service(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    (mode,) = values(text, "SocketMode")
+    (service,) = values(text, "Service")
+    (kind,) = values(text, "FileDescriptorName")
+    assert name == ("sevd.socket" if kind == "sevd" else f"sevd-{kind}.socket")
+    assert re.fullmatch("0[0-7]{3}", mode)
+    assert int(mode, 8) & 0o007 == 0, "the world has no part in any"
+    assert (FOLDER / service).exists()
+    assert values(text, "WantedBy") == ["sockets.target"]
+    if name in PORTS:
+        assert values(text, "ListenStream")[0].rpartition(":")[2].isdigit()
+    else:
+        assert values(text, "SocketUser") == ["root"]
+        assert len(values(text, "SocketGroup")) == 1
+        assert values(text, "RemoveOnStop") == ["no"], "a path that vanishes is an error to callers"
+
+
+def test_ports_are_opened_by_the_administrator_alone() -> None:
+    service = (FOLDER / "sevd.service").read_text()
+    for name in PORTS:
+        assert not [line for line in service.splitlines() if name in line and not line.startswith("#")]
+    assert values((FOLDER / "sevd-metrics.socket").read_text(), "ListenStream")[0].startswith("127.0.0.1:")
+
+
+def test_nobody_but_the_daemon_has_certificates_fetched() -> None:
+    text = (FOLDER / "sevd-fetch.socket").read_text()
+    assert values(text, "SocketMode") == ["0600"]
+    assert values(text, "SocketGroup") == ["root"]
+    assert values((FOLDER / "plain-user-fetch.conf").read_text(), "SocketUser") == ["sevd"]
+
+
+def test_every_socket_of_a_role_has_its_unit() -> None:
     found = {}
-    for name in SOCKETS:
+    for name in ROLES:
         text = (FOLDER / name).read_text()
         (kind,) = values(text, "FileDescriptorName")
         (path,) = values(text, "ListenStream") or values(text, "ListenSequentialPacket")
@@ -90,76 +127,9 @@ def test_every_socket_has_its_unit() -> None:
     }
     assert found == {kind: str(path) for kind, path in wanted.items()}
     service = (FOLDER / "sevd.service").read_text()
-    assert sorted(values(service, "Sockets")[0].split()) == SOCKETS
+    assert sorted(values(service, "Sockets")[0].split()) == sorted(ROLES)
 
 
 def test_the_stop_outlasts_the_drain() -> None:
     service = (FOLDER / "sevd.service").read_text()
     assert int(values(service, "TimeoutStopSec")[0]) > 100 + Settings().drain_seconds
-
-
-def test_all_files_are_installed(tmp_path: Path) -> None:
-    install_units.install(tmp_path, program=Path("/bin/true"), plain_user=True)
-    found = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    places = [*install_units.FILES.values(), *install_units.PLAIN_USER.values()]
-    assert found == sorted(tmp_path / place for place in places)
-    assert sorted([*install_units.FILES, *install_units.PLAIN_USER]) == sorted(p.name for p in FOLDER.iterdir())
-    assert all(path.stat().st_mode & 0o7777 == 0o644 for path in found)
-
-
-def test_a_second_installation_replaces_units_and_keeps_what_is_the_administrators(tmp_path: Path) -> None:
-    install_units.install(tmp_path, program=Path("/bin/true"), plain_user=True)
-    kept = tmp_path / "etc/sevd/sevd.toml"
-    kept.write_text("[daemon]\n")
-    unit = tmp_path / "etc/systemd/system/sevd.service"
-    unit.write_text("old")
-    install_units.install(tmp_path, program=Path("/bin/false"))
-    assert kept.read_text() == "[daemon]\n"
-    assert values(unit.read_text(), "ExecStart") == ["/bin/false"]
-    assert (unit.parent / "sevd.service.d/plain-user.conf").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "quoted"),
-    [("plain", "plain"), ("a b", '"/{}/a b"'), ("50%", "50%%"), ("a$b", "a$$b"), ('q"q', '"/{}/q\\"q"')],
-)
-def test_any_path_of_the_command_is_written_as_systemd_reads_it(tmp_path: Path, name: str, quoted: str) -> None:
-    install_units.install(tmp_path / "root", program=tmp_path / name)
-    (found,) = values((tmp_path / "root/etc/systemd/system/sevd.service").read_text(), "ExecStart")
-    assert found.endswith(quoted.replace("/{}", str(tmp_path)))
-
-
-@pytest.mark.parametrize("place", ["/home/somebody/bin/sevd", "/tmp/venv/bin/sevd", "/var/tmp/venv/bin/sevd"])
-def test_a_command_that_the_service_would_not_see_is_refused(place: str) -> None:
-    with pytest.raises(UsageError, match="sees no programs") as caught:
-        install_units.check(Path("/usr/bin/python3"), Path(place))
-    assert "/opt" in caught.value.remedy
-
-
-@pytest.mark.parametrize("place", ["/usr/bin/sevd", "/opt/sevd/bin/sevd", "/usr/local/bin/sevd", "/homes/sevd"])
-def test_a_command_of_the_system_is_taken(place: str) -> None:
-    install_units.check(Path(place))
-
-
-def test_a_command_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{tmp_path}/sevd"])
-    with pytest.raises(UsageError, match="no program"):
-        install_units.command()
-
-
-def test_the_option_says_what_it_wrote_or_why_not(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sevd", "--install-units", tmp_path / "root"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    if done.returncode:  # this interpreter, or its environment, lies where the service does not see it
-        assert done.returncode == 2
-        assert re.search("sees no programs|no program", done.stderr)
-        assert "      " in done.stderr, "and what to do"
-        assert not (tmp_path / "root").exists()
-    else:
-        assert f"{tmp_path}/root/etc/systemd/system/sevd.service\n" in done.stdout
-        assert "systemctl enable" in done.stdout

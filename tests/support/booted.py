@@ -170,6 +170,7 @@ class Booted:
         (folder / "usr/local/bin").mkdir(parents=True)
         for name, module, function in (
             ("sevd", "sevd.__main__", "main"),
+            ("sevd-fetch", "sevd.fetch.main", "main"),
             ("sev", "sev.cli.main", "entry"),
             ("sevd-simulator", "sevd.simulator.main", "entry"),
         ):

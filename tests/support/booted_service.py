@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sevd.install_units import PLAIN_USER
 from tests.support.booted import PREFIX, Booted
 from tests.support.simulated import template
 
 PYTHON = f"{PREFIX}/venv/bin/python"
 SOCKETS = ("sevd", "monitor", "admin", "fd")
-UNITS = ("sevd.socket", "sevd-monitor.socket", "sevd-admin.socket", "sevd-fd.socket")
+UNITS = ("sevd.socket", "sevd-monitor.socket", "sevd-admin.socket", "sevd-fd.socket", "sevd-fetch.socket")
 SIMULATED = '[simulation]\nproduct = "genoa"\n'
 PLAIN = "[guests]\nplain = true\n"
 WAIT_SECONDS = 30
@@ -37,12 +38,13 @@ print(f"{calls} {longest:.3f}", flush=True)
 def prepared(booted: Booted, *, plain_user: bool) -> Iterator[Booted]:
     """The service new and stopped, with its sockets waiting; ended afterwards."""
     configure(booted, SIMULATED)
-    dropin = Path(f"/proc/{booted.pid}/root/etc/systemd/system/sevd.service.d/plain-user.conf")
-    dropin.parent.mkdir(exist_ok=True)
-    if plain_user:
-        shutil.copy(Path(__file__).resolve().parents[2] / "systemd/plain-user.conf", dropin)
-    else:
-        dropin.unlink(missing_ok=True)
+    for name, place in PLAIN_USER.items():
+        dropin = Path(f"/proc/{booted.pid}/root/{place}")
+        dropin.parent.mkdir(exist_ok=True)
+        if plain_user:
+            shutil.copy(Path(__file__).resolve().parents[2] / "systemd" / name, dropin)
+        else:
+            dropin.unlink(missing_ok=True)
     state = Path(f"/proc/{booted.pid}/root/var/lib/sevd")
     shutil.rmtree(state, ignore_errors=True)
     shutil.copytree(template("genoa"), state / "simulator")
