@@ -305,7 +305,8 @@ class Assembly:
 
 def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:
     try:
-        audit = Audit(state.path / "audit.jsonl", file_bytes=settings.audit_file_bytes, files=settings.audit_files)
+        trail = settings.audit_file or state.path / "audit.jsonl"
+        audit = Audit(trail, file_bytes=settings.audit_file_bytes, files=settings.audit_files)
         journal = Journal(
             state.path / "journal.jsonl",
             entries=settings.journal_entries,
