@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from sevd.simulator import Simulator
+from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.process import Process
 from tests.support.simulated import simulated_host
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Simulator]:
-    with simulated_host(tmp_path) as simulator:
+def era() -> str:
+    """The kernel of a test's host; a module that is about every kernel has its own."""
+    return kernel_era.DEFAULT
+
+
+@pytest.fixture
+def host(tmp_path: Path, era: str) -> Iterator[Simulator]:
+    with simulated_host(tmp_path, era=era) as simulator:
         yield simulator
 
 

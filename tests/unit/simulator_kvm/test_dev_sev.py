@@ -10,7 +10,7 @@ import pytest
 
 from sev import status
 from sev.abi import sev_device as abi
-from sevd.simulator import Simulator
+from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.errnos import Reply
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
@@ -19,6 +19,11 @@ from tests.support.simulated import simulated_host
 
 MODES = {"read": os.O_RDONLY, "write": os.O_WRONLY, "both": os.O_RDWR, "accmode 3": os.O_ACCMODE}
 UNMAPPED = 0x1000
+
+
+@pytest.fixture(params=list(kernel_era.ERAS))
+def era(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -133,6 +138,7 @@ def test_set_config(process: Process, fd: int) -> None:
     assert reported() == before
 
 
+@pytest.mark.parametrize("era", ["C"], indirect=True)
 @pytest.mark.parametrize("command", [abi.SNP_SET_CONFIG, abi.SNP_VLEK_LOAD])
 def test_without_snp_changes_are_enodev(host: Simulator, process: Process, fd: int, command: int) -> None:
     host._ccp.shut_down()
@@ -140,6 +146,7 @@ def test_without_snp_changes_are_enodev(host: Simulator, process: Process, fd: i
     host._ccp.initialise(Reply())
 
 
+@pytest.mark.parametrize("era", ["C"], indirect=True)
 def test_without_snp_the_firmware_is_asked_for_status_and_commit(host: Simulator, process: Process, fd: int) -> None:
     host._ccp.shut_down()
     outcome = issue(process, fd, abi.SNP_PLATFORM_STATUS, bytes(32))

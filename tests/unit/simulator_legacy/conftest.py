@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sevd.simulator import Simulator
+from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.process import Process
 from tests.support.legacy import Boot
@@ -39,9 +39,15 @@ def boot(state_dir: Path) -> Iterator[Boot]:
 
 
 @pytest.fixture
-def host(boot: Boot) -> Simulator:
-    """Era C, up."""
-    return boot()
+def era() -> str:
+    """The kernel of a test's host; a module that is about every kernel has its own."""
+    return kernel_era.DEFAULT
+
+
+@pytest.fixture
+def host(boot: Boot, era: str) -> Simulator:
+    """A host that is up."""
+    return boot(era)
 
 
 @pytest.fixture

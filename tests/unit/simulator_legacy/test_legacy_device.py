@@ -1,29 +1,43 @@
-"""Legacy commands of /dev/sev: access, order of checks, lengths, errno and copy-back; Linux 7.3."""
+"""Legacy commands of /dev/sev: access, order of checks, lengths, errno and copy-back, in
+every kernel era: on a host that is up they all answer alike."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from sev import status
 from sev.abi import sev_certificate
 from sev.abi import sev_device as abi
-from sevd.simulator import Simulator
-from sevd.simulator.firmware_status import FirmwareStatus
+from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.process import Process
 from tests.support.caller import UNTOUCHED, Outcome, issue
-from tests.support.legacy import Boot, Owner, check_chain
+from tests.support.legacy import Owner, check_chain
+from tests.support.legacy_device import (
+    CHAIN_SIZE,
+    INITIALISING,
+    SIZE,
+    UNMAPPED,
+    csr,
+    export,
+    legacy,
+    refuse,
+    requests,
+    snp_state,
+)
 from tests.support.legacy_machine import some_guest
 
-UNMAPPED = 0x1000
-SIZE, CHAIN_SIZE = sev_certificate.SIZE, sev_certificate.CHAIN_SIZE
 EIO, EPERM, EFAULT, EINVAL = errno.EIO, errno.EPERM, errno.EFAULT, errno.EINVAL
 PROBED = (EIO, status.INVALID_LENGTH)
 Calls = Callable[[], list[str]]
+
+
+@pytest.fixture(params=list(kernel_era.ERAS))
+def era(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -34,28 +48,6 @@ def fd(process: Process) -> int:
 @pytest.fixture
 def reader(process: Process) -> int:
     return process.open("/dev/sev", os.O_RDONLY)
-
-
-def legacy(process: Process, fd: int) -> abi.PlatformStatus:
-    return abi.PlatformStatus.decode(issue(process, fd, abi.PLATFORM_STATUS, bytes(12)).data)
-
-
-def snp_state(process: Process, fd: int) -> int:
-    return abi.SnpStatus.decode(issue(process, fd, abi.SNP_PLATFORM_STATUS, bytes(32)).data).state
-
-
-def csr(process: Process, fd: int) -> bytes:
-    buffer = bytearray(SIZE)
-    outcome = issue(process, fd, abi.PEK_CSR, abi.PekCsr(process.memory.place(buffer), SIZE).encode())
-    assert outcome[:2] == (0, 0)
-    return bytes(buffer)
-
-
-def export(process: Process, fd: int) -> tuple[bytes, bytes]:
-    pdh, chain = bytearray(SIZE), bytearray(CHAIN_SIZE)
-    request = abi.PdhCertExport(process.memory.place(pdh), SIZE, process.memory.place(chain), CHAIN_SIZE)
-    assert issue(process, fd, abi.PDH_CERT_EXPORT, request.encode())[:2] == (0, 0)
-    return bytes(pdh), bytes(chain)
 
 
 def imported(process: Process, pek: bytes, oca: bytes, **changes: int) -> bytes:
@@ -84,10 +76,10 @@ def test_commands_without_data_ignore_it(process: Process, command: int, mode: i
     assert issue(process, process.open("/dev/sev", mode), command, UNMAPPED)[:2] == (0, 0)
 
 
-def test_a_host_that_is_up(process: Process, reader: int) -> None:
+def test_a_host_that_is_up(host: Simulator, process: Process, reader: int) -> None:
     now = legacy(process, reader)
     assert (now.state, now.flags, now.guest_count) == (abi.STATE_INIT, abi.FLAG_CONFIG_ES, 0)
-    assert snp_state(process, reader) == abi.STATE_INIT
+    assert snp_state(host) == abi.STATE_INIT
 
 
 @pytest.mark.parametrize("command", [abi.PEK_CSR, abi.PDH_CERT_EXPORT, abi.PEK_CERT_IMPORT, abi.GET_ID2])
@@ -239,13 +231,13 @@ def test_get_id_has_room_for_two_sockets(host: Simulator, process: Process, read
     assert outcome == Outcome(0, 0, host.firmware.get_id() + b"\xee" * 64)
 
 
-def test_reset(process: Process, fd: int, calls: Calls) -> None:
+def test_reset(host: Simulator, process: Process, fd: int, calls: Calls) -> None:
     before = export(process, fd)
     calls()
     assert issue(process, fd, abi.FACTORY_RESET)[:2] == (0, 0)
     assert calls() == ["PLATFORM_STATUS", "SHUTDOWN", "FACTORY_RESET"]
     assert legacy(process, fd) == abi.PlatformStatus(1, 55, abi.STATE_UNINIT, 0, 49, 0)
-    assert snp_state(process, fd) == abi.STATE_INIT, "SNP stays"
+    assert snp_state(host) == abi.STATE_INIT, "SNP stays"
     calls()
     assert issue(process, fd, abi.FACTORY_RESET)[:2] == (0, 0)
     assert calls() == ["PLATFORM_STATUS", "FACTORY_RESET"]
@@ -273,26 +265,7 @@ def test_a_reset_that_fails(host: Simulator, process: Process, fd: int, command:
     assert legacy(process, fd).state == (abi.STATE_UNINIT if command == "FACTORY_RESET" else abi.STATE_INIT)
 
 
-def refuse(host: Simulator, *commands: str, code: int = status.HWERROR_UNSAFE) -> None:
-    def hook(name: str) -> None:
-        if name in commands:
-            raise FirmwareStatus(code)
-
-    host.faults = hook
-
-
-def requests(process: Process) -> dict[int, bytes]:
-    place = process.memory.place(bytearray(CHAIN_SIZE))
-    return {
-        abi.PEK_GEN: b"",
-        abi.PDH_GEN: b"",
-        abi.PEK_CSR: abi.PekCsr(place, SIZE).encode(),
-        abi.PDH_CERT_EXPORT: abi.PdhCertExport(place, SIZE, place, CHAIN_SIZE).encode(),
-        abi.PEK_CERT_IMPORT: abi.PekCertImport(place, SIZE, place, SIZE).encode(),
-    }
-
-
-@pytest.mark.parametrize("number", [2, 3, 4, 5, 6], ids=abi.command_name)
+@pytest.mark.parametrize("number", INITIALISING, ids=abi.command_name)
 @pytest.mark.parametrize("code", [status.HWERROR_PLATFORM, 0xFFFF, 0x1_0017])
 def test_any_status_comes_through(host: Simulator, process: Process, fd: int, number: int, code: int) -> None:
     refuse(host, abi.command_name(number), code=code)
@@ -302,7 +275,7 @@ def test_any_status_comes_through(host: Simulator, process: Process, fd: int, nu
     assert outcome.data == request, "lengths that the firmware left alone"
 
 
-@pytest.mark.parametrize("number", [2, 3, 4, 5, 6], ids=abi.command_name)
+@pytest.mark.parametrize("number", INITIALISING, ids=abi.command_name)
 def test_a_processor_that_hangs(host: Simulator, process: Process, fd: int, number: int) -> None:
     def hang(_: str) -> None:
         raise TimeoutError
@@ -313,170 +286,3 @@ def test_a_processor_that_hangs(host: Simulator, process: Process, fd: int, numb
     host.faults = lambda _: None
     assert issue(process, fd, number, request)[:2] == (errno.EBUSY, UNTOUCHED)
     assert issue(process, fd, abi.FACTORY_RESET)[:2] == (errno.EBUSY, UNTOUCHED)
-
-
-@pytest.mark.parametrize("number", [2, 3, 4, 5, 6], ids=abi.command_name)
-def test_after_a_reset_commands_bring_everything_up_and_down(
-    host: Simulator, process: Process, fd: int, calls: Calls, number: int
-) -> None:
-    """The hazard: SNP, which was up, is shut down behind the command."""
-    issue(process, fd, abi.FACTORY_RESET)
-    calls()
-    outcome = issue(process, fd, number, requests(process)[number])
-    code = status.INVALID_CERTIFICATE if number == abi.PEK_CERT_IMPORT else 0
-    assert outcome[:2] == (EIO if code else 0, code)
-    assert calls() == ["INIT", "DF_FLUSH", abi.command_name(number), "SHUTDOWN", "SNP_SHUTDOWN"]
-    assert (legacy(process, fd).state, snp_state(process, fd)) == (abi.STATE_UNINIT, abi.STATE_UNINIT)
-    assert issue(process, fd, abi.SNP_SET_CONFIG, bytes(64))[:2] == (errno.ENODEV, UNTOUCHED)
-
-
-def test_a_running_snp_guest_keeps_snp_up(host: Simulator, process: Process, fd: int) -> None:
-    firmware = host.firmware
-    gctx = firmware.snp_gctx_create()
-    firmware.snp_launch_start(gctx, 0x30000, bytes(16))
-    firmware.snp_activate(gctx, 1)
-    issue(process, fd, abi.FACTORY_RESET)
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (0, 0)
-    assert (legacy(process, fd).state, snp_state(process, fd)) == (abi.STATE_UNINIT, abi.STATE_INIT)
-    firmware.snp_decommission(gctx)
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (0, 0)
-    assert snp_state(process, fd) == abi.STATE_UNINIT
-
-
-def test_an_export_needs_write_only_to_initialise(process: Process, fd: int, reader: int, calls: Calls) -> None:
-    probe = abi.PdhCertExport(0, 0, 0, 0).encode()
-    assert issue(process, reader, abi.PDH_CERT_EXPORT, probe)[:2] == PROBED
-    issue(process, fd, abi.FACTORY_RESET)
-    calls()
-    assert issue(process, reader, abi.PDH_CERT_EXPORT, probe)[:2] == (EPERM, UNTOUCHED)
-    assert issue(process, reader, abi.PDH_CERT_EXPORT, UNMAPPED)[:2] == (EFAULT, UNTOUCHED), "read before"
-    assert calls() == []
-    assert issue(process, fd, abi.PDH_CERT_EXPORT, probe)[:2] == PROBED
-
-
-@pytest.mark.parametrize(
-    ("refused", "expected", "after"),
-    [
-        (("INIT",), (EIO, status.HWERROR_UNSAFE), abi.STATE_UNINIT),
-        (("DF_FLUSH",), (EIO, status.HWERROR_UNSAFE), abi.STATE_INIT),
-    ],
-    ids=["INIT", "flush"],
-)
-def test_an_implicit_init_that_fails(
-    host: Simulator, process: Process, fd: int, refused: tuple[str], expected: tuple[int, int], after: int
-) -> None:
-    issue(process, fd, abi.FACTORY_RESET)
-    refuse(host, *refused)
-    assert issue(process, fd, abi.PEK_GEN)[:2] == expected
-    host.faults = lambda _: None
-    assert legacy(process, fd).state == after
-
-
-def test_an_implicit_init_without_a_processor(host: Simulator, process: Process, fd: int) -> None:
-    issue(process, fd, abi.FACTORY_RESET)
-    host._ccp.dead = True
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (errno.EBUSY, abi.NO_FW_CALL)
-
-
-def test_a_store_that_is_not_this_chips_is_tried_twice(host: Simulator, process: Process, fd: int) -> None:
-    issue(process, fd, abi.FACTORY_RESET)
-    seen: list[str] = []
-
-    def once(name: str) -> None:
-        seen.append(name)
-        if seen.count("INIT") == 1 and name == "INIT":
-            raise FirmwareStatus(status.SECURE_DATA_INVALID)
-
-    host.faults = once
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (0, 0)
-    assert seen[:3] == ["INIT", "INIT", "DF_FLUSH"]
-    refuse(host, "INIT", code=status.SECURE_DATA_INVALID)
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (EIO, status.SECURE_DATA_INVALID)
-
-
-def test_a_vm_brings_everything_up_again(host: Simulator, process: Process, fd: int) -> None:
-    from tests.support.caller import Machine
-
-    issue(process, fd, abi.FACTORY_RESET)
-    issue(process, fd, abi.PDH_GEN)
-    assert snp_state(process, fd) == abi.STATE_UNINIT
-    machine = Machine.make(process)
-    assert machine.init2().name == "ok"
-    assert (legacy(process, fd).state, snp_state(process, fd)) == (abi.STATE_INIT, abi.STATE_INIT)
-
-
-def test_the_file_of_init_ex(boot: Boot, tmp_path: Path) -> None:
-    path = tmp_path / "nv"
-
-    def chain() -> tuple[bytes, bytes]:
-        process = host.process()
-        try:
-            return export(process, process.open("/dev/sev", os.O_RDWR))
-        finally:
-            process.exit()
-
-    host = boot(init_ex_path=path)
-    assert (path.stat().st_size, path.stat().st_mode & 0o777) == (32 << 10, 0o600)
-    first = chain()
-    saved = path.read_bytes()
-    host = boot(init_ex_path=path)
-    assert chain() == first
-    process = host.process()
-    fd = process.open("/dev/sev", os.O_RDWR)
-    for command in (abi.PDH_GEN, abi.PEK_GEN):
-        before = path.read_bytes()
-        assert issue(process, fd, command)[:2] == (0, 0)
-        assert path.read_bytes() != before
-    assert issue(process, fd, abi.FACTORY_RESET)[:2] == (0, 0)
-    assert set(path.read_bytes()) == {0xFF}
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (0, 0)
-    assert path.read_bytes()[:4] != b"\xff" * 4
-    path.write_bytes(saved)
-    host = boot(init_ex_path=path)
-    assert chain() == first
-    in_flash = boot()
-    other = in_flash.process()
-    assert export(other, other.open("/dev/sev", os.O_RDWR)) != first
-
-
-@pytest.mark.parametrize(
-    ("contents", "number"), [(b"\xff" * 100, EIO), (None, errno.EISDIR)], ids=["short", "a folder"]
-)
-def test_a_file_of_init_ex_that_cannot_be_read(boot: Boot, tmp_path: Path, contents: bytes | None, number: int) -> None:
-    path = tmp_path / "nv"
-    if contents is None:
-        path.mkdir()
-    else:
-        path.write_bytes(contents)
-    host = boot(init_ex_path=path)
-    process = host.process()
-    fd = process.open("/dev/sev", os.O_RDWR)
-    assert (legacy(process, fd).state, snp_state(process, fd)) == (abi.STATE_UNINIT, abi.STATE_INIT)
-    assert issue(process, fd, abi.PEK_GEN)[:2] == (number, UNTOUCHED)
-
-
-def test_a_file_of_init_ex_that_cannot_be_written(boot: Boot, tmp_path: Path) -> None:
-    path = tmp_path / "nv"
-    host = boot(init_ex_path=path)
-    process = host.process()
-    fd = process.open("/dev/sev", os.O_RDWR)
-    path.unlink()
-    path.mkdir()
-    assert issue(process, fd, abi.PDH_GEN)[:2] == (errno.EISDIR, 0), "the firmware had done it"
-
-
-def test_a_damaged_file_of_init_ex_gets_new_keys(boot: Boot, tmp_path: Path) -> None:
-    path = tmp_path / "nv"
-    host = boot(init_ex_path=path)
-    process = host.process()
-    before = export(process, process.open("/dev/sev", os.O_RDWR))
-    raw = bytearray(path.read_bytes())
-    raw[1000] ^= 1
-    path.write_bytes(raw)
-    host = boot(init_ex_path=path)
-    process = host.process()
-    fd = process.open("/dev/sev", os.O_RDWR)
-    assert legacy(process, fd).state == abi.STATE_INIT
-    after = export(process, fd)
-    assert after[0] != before[0]
-    check_chain(*after, host.firmware.ca)
