@@ -26,13 +26,10 @@ from sev.errors import Unreachable
 from sev.records import replace
 from sevd.access.identity import Caller
 from sevd.api.foreign import Foreign
-from sevd.api.frame import Frame, Trace
+from sevd.api.frame import Frame
 from sevd.api.rules import Method, UndeclaredMethod, methods_of
+from sevd.api.trace import Context, Trace, begin
 
-REQUEST_ID_TRAILER = "sevd-request-id"
-"""Trailing metadata key under which the id of a request comes back."""
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Unary: TypeAlias = Callable[[Caller, Any], Awaitable[Message]]
 Stream: TypeAlias = Callable[[Caller, Any], AsyncIterator[Message]]
 Converse: TypeAlias = Callable[[Caller, AsyncIterator[bytes], Trace], AsyncIterator[bytes]]
@@ -117,7 +114,7 @@ def _fast(
 
 def _unary(frame: Frame, method: Method, function: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def behave(raw: bytes, context: Context) -> bytes:
-        trace, peer = Trace(method.name), context.peer()
+        trace, peer = begin(method.name, context), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name)
@@ -135,8 +132,7 @@ def _unary(frame: Frame, method: Method, function: Unary) -> Callable[[bytes, Co
             frame.record(connection or frame.connections.get(peer), trace, mutating=method.mutating)
             await context.abort(lost.code, lost.message, lost.trailer)
         frame.record(connection, trace, mutating=method.mutating)
-        if trace.request_id:
-            context.set_trailing_metadata(((REQUEST_ID_TRAILER, trace.request_id),))
+        context.set_trailing_metadata(trace.metadata)
         return answer
 
     return behave
@@ -146,7 +142,7 @@ def _upload(
     frame: Frame, method: Method, function: Upload
 ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]]:
     async def behave(chunks: AsyncIterator[bytes], context: Context) -> bytes:
-        trace, peer = Trace(method.name), context.peer()
+        trace, peer = begin(method.name, context), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name)
@@ -164,6 +160,7 @@ def _upload(
             frame.record(connection or frame.connections.get(peer), trace, mutating=True)
             await context.abort(lost.code, lost.message, lost.trailer)
         frame.record(connection, trace, mutating=True)
+        context.set_trailing_metadata(trace.metadata)
         return answer
 
     return behave
@@ -171,7 +168,7 @@ def _upload(
 
 def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def behave(raw: bytes, context: Context) -> AsyncIterator[bytes]:
-        trace, peer = Trace(method.name, stream=True), context.peer()
+        trace, peer = begin(method.name, context, stream=True), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)
@@ -179,7 +176,7 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, 
                 messages = function(connection.caller, frame.read(method, raw, trace))
                 try:
                     # Tells the client that from here on nothing is missed.
-                    await context.send_initial_metadata(())
+                    await context.send_initial_metadata(trace.metadata)
                     async for message in messages:
                         yield message.SerializeToString()
                 finally:
@@ -204,7 +201,7 @@ def _converse(
     frame: Frame, method: Method, function: Converse
 ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
     async def behave(chunks: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        trace, peer = Trace(method.name, stream=True), context.peer()
+        trace, peer = begin(method.name, context, stream=True), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)

@@ -16,13 +16,13 @@ import grpc
 
 from sev.errors import SevError
 from sevd.access.gate import Connection
-from sevd.api.frame import Frame, Trace
+from sevd.api.frame import Frame
 from sevd.api.rules import FOREIGN
+from sevd.api.trace import Context, begin
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -131,7 +131,7 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
     inner = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
 
     async def enter(context: Context) -> Connection:
-        trace, peer = Trace(name), context.peer()
+        trace, peer = begin(name, context), context.peer()
         try:
             return frame.enter(peer, role, name, stream=True)
         except SevError as error:

@@ -25,13 +25,14 @@ from sev.errors import (
     SevError,
     Unreachable,
 )
-from sev.records import field, mutable_record
 from sevd.access.gate import Connection
 from sevd.access.roles import Role
 from sevd.api.faults import Failure, failure
 from sevd.api.once import Once, check_id
 from sevd.api.rules import Method
+from sevd.api.trace import Trace
 from sevd.audit import Audit
+from sevd.calling import CURRENT
 from sevd.devices.missing import remedy_of
 from sevd.journal import Outcome
 from sevd.metrics.tally import Tally
@@ -45,33 +46,6 @@ _AUDITED = (NotPermitted, ConfirmationMissing, LimitReached, NotFound)
 _NO_CONNECTION = "this connection did not come through the daemon's sockets"
 
 log = logging.getLogger(__name__)
-
-
-@mutable_record
-class Trace:
-    """What is known of one call while it runs, for its audit record.
-
-    Attributes:
-        method: Its name with the service.
-        started: time.monotonic() at its beginning.
-        target: What it is about: a guest's id, mostly.
-        request_id: Its request id.
-        validate_only: It was asked to change nothing.
-        repeated: It was answered from the journal.
-        error: What went wrong, if something did.
-        code: The canonical code it ends with, by name.
-        stream: It is answered as long as its caller listens.
-    """
-
-    method: str
-    started: float = field(default_factory=time.monotonic)
-    target: str = ""
-    request_id: str = ""
-    validate_only: bool = False
-    repeated: bool = False
-    error: SevError | None = None
-    code: str = "OK"
-    stream: bool = False
 
 
 class Frame:
@@ -119,6 +93,9 @@ class Frame:
         if connection is None:
             raise Unreachable(_NO_CONNECTION, remedy="Connect again, to the daemon's socket.")
         caller, account = connection.caller, connection.account
+        call = CURRENT.get()
+        if call is not None:
+            call.owner = caller.owner
         if role is not None and caller.role < role:
             raise NotPermitted(
                 f"{name} needs the role {role.text}; {caller.owner} is {caller.role.text} here",
@@ -168,7 +145,8 @@ class Frame:
         if "request_id" in fields:
             request_id = request.request_id
             check_id(request_id)
-            trace.request_id = request_id
+            trace.repeat_id = request_id
+            trace.request_id = request_id or trace.request_id
         if method.destructive and not request.confirm:
             raise ConfirmationMissing(f"{method.name} cannot be undone and was not confirmed", field="confirm")
         if method.needs_device:
@@ -193,13 +171,13 @@ class Frame:
         raw: bytes,
         function: Callable[[], Awaitable[Message]],
     ) -> bytes:
-        """Does a unary call, under its request id if it has one; the serialised response.
+        """Does a unary call, once under the request id if its request has one; the serialised response.
 
         Raises:
             SevError: It failed.
             Recorded: It failed, under a request id.
         """
-        if not method.mutating or trace.validate_only or not trace.request_id:
+        if not method.mutating or trace.validate_only or not trace.repeat_id:
             return (await function()).SerializeToString()
 
         async def outcome() -> Outcome:
@@ -218,7 +196,7 @@ class Frame:
 
         ended, trace.repeated = await self._once.run(
             connection.caller.owner,
-            trace.request_id,
+            trace.repeat_id,
             method.path,
             hashlib.sha256(raw).hexdigest(),
             outcome,

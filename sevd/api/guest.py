@@ -12,8 +12,8 @@ from sev.v1 import guest_pb2 as pb
 from sevd.access.identity import Caller
 from sevd.api import messages
 from sevd.api.chunks import read_chunk
-from sevd.api.frame import Trace
 from sevd.api.skin import Messages, PlainSkin
+from sevd.api.trace import Trace
 from sevd.guests.memory import MemoryLoader
 from sevd.guests.model import CreateGuest, GuestType, Region
 from sevd.guests.running import Run

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
@@ -43,7 +44,8 @@ class Job(Generic[T]):
         self.name = name
         self.queued_at = time.monotonic()
         self.future: Future[T] = Future()
-        self._call: Callable[[], T] | None = call
+        # What the worker logs belongs to the call that asked for it.
+        self._call: Callable[[], T] | None = partial(copy_context().run, call)
 
     def cancel(self) -> bool:
         """Takes the job out of the queue; False if it was issued already."""
