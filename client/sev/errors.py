@@ -47,12 +47,14 @@ class SevError(Exception):
         errno: Kernel errno, if the kernel answered.
         request_id: The request's id, where a request was under way.
         metadata: Further facts for programs, text by name.
+        retry_after: Seconds after which the same may be asked again, where that is known: a limit that passes.
     """
 
     kind = "internal"
     exit_code = 1
     reason = "INTERNAL"
     default_remedy = ""
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class SevError(Exception):
         errno: int | None = None,
         request_id: str = "",
         metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -75,6 +78,7 @@ class SevError(Exception):
         self.errno = errno
         self.request_id = request_id
         self.metadata: dict[str, str] = dict(metadata or {})
+        self.retry_after = retry_after
 
     def document(self) -> dict[str, object]:
         """The error as the JSON object that commands print under the key `error`."""
@@ -89,6 +93,8 @@ class SevError(Exception):
             out["request_id"] = self.request_id
         if self.field:
             out["field"] = self.field
+        if self.retry_after is not None:
+            out["retry_after_seconds"] = round(self.retry_after, 3)
         return out
 
 

@@ -23,6 +23,9 @@ PACKET_BYTES = 128 << 10
 DESCRIPTORS = 8
 """Most descriptors with one message."""
 
+MAX_WAIT_SECONDS = 7 * 86400.0
+"""A longer wait is no advice."""
+
 _FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_NOSIGNAL
 
 
@@ -119,6 +122,7 @@ def error_document(error: SevError) -> dict[str, object]:
         "firmware_status": error.firmware_status,
         "errno": error.errno,
         "metadata": error.metadata,
+        "retry_after": error.retry_after,
     }
 
 
@@ -134,7 +138,7 @@ def error_from(document: object) -> SevError:
         value = found.get(name)
         return value if isinstance(value, int) else None
 
-    metadata = found.get("metadata")
+    metadata, wait = found.get("metadata"), found.get("retry_after")
     error = _blank(from_reason(text("reason")))
     SevError.__init__(
         error,
@@ -145,6 +149,7 @@ def error_from(document: object) -> SevError:
         firmware_status=number("firmware_status"),
         errno=number("errno"),
         metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else None,
+        retry_after=float(wait) if isinstance(wait, (int, float)) and 0 <= wait < MAX_WAIT_SECONDS else None,
     )
     return error
 

@@ -2,8 +2,9 @@
 
 The daemon answers a canonical gRPC code, a sentence, and google.rpc details: an ErrorInfo of domain "sevd" whose
 reason is that of the class and whose metadata holds kind, firmwareStatus, firmwareStatusName, errno, command, field,
-remedy and requestId, beside facts of the one error (state, allowed, …). Where the details are missing (a server that
-is not sevd, a failure of gRPC itself) the code alone decides. What cannot be decoded is ignored, never raised.
+remedy and requestId, beside facts of the one error (state, allowed, …); a RetryInfo says when to ask again. Where the
+details are missing (a server that is not sevd, a failure of gRPC itself) the code alone decides. What cannot be decoded
+is ignored, never raised.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ DOMAIN = "sevd"
 
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata key of the serialised google.rpc.Status."""
+
+MAX_WAIT_SECONDS = 7 * 86400.0
+"""A longer wait is no advice."""
 
 _BY_CODE: dict[str, type[errors.SevError]] = {
     "INVALID_ARGUMENT": errors.UsageError,
@@ -47,11 +51,11 @@ def from_failure(failure: Failure, request_id: str = "") -> errors.SevError:
         failure: Code, sentence and trailing metadata of the call.
         request_id: The id that the request carried, if it did.
     """
-    info = _error_info(failure)
+    info, wait = _details(failure)
     message = failure.details or f"the daemon answered {failure.code} without a word"
     if info is None:
         cls = _BY_CODE.get(failure.code, errors.InternalError)
-        return cls(message, request_id=request_id)
+        return cls(message, request_id=request_id, retry_after=wait)
     reason, metadata = info
     more = {key: value for key, value in metadata.items() if key not in _OWN_KEYS}
     error = _blank(_class_of(reason, metadata.get("kind", ""), failure.code))
@@ -65,6 +69,7 @@ def from_failure(failure: Failure, request_id: str = "") -> errors.SevError:
         errno=_number(metadata.get("errno")),
         request_id=metadata.get("requestId", "") or request_id,
         metadata=more,
+        retry_after=wait,
     )
     return error
 
@@ -98,20 +103,24 @@ def _number(text: str | None) -> int | None:
         return None
 
 
-def _error_info(failure: Failure) -> tuple[str, dict[str, str]] | None:
-    """Reason and metadata of our ErrorInfo, if the failure carries one."""
+def _details(failure: Failure) -> tuple[tuple[str, dict[str, str]] | None, float | None]:
+    """Reason and metadata of our ErrorInfo, and the seconds of a RetryInfo, as far as the failure carries them."""
+    info: tuple[str, dict[str, str]] | None = None
+    wait: float | None = None
     blob = next((value for key, value in failure.metadata if key == DETAILS_KEY), None)
     if not isinstance(blob, bytes):
-        return None
+        return info, wait
     from google.protobuf.message import DecodeError
     from google.rpc import error_details_pb2, status_pb2
 
     try:
-        status = status_pb2.Status.FromString(blob)
-        for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
-                return info.reason, dict(info.metadata)
+        for detail in status_pb2.Status.FromString(blob).details:
+            ours, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Is(ours.DESCRIPTOR) and detail.Unpack(ours) and ours.domain == DOMAIN:
+                info = info or (ours.reason, dict(ours.metadata))
+            elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+                seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+                wait = seconds if 0 <= seconds < MAX_WAIT_SECONDS else None
     except DecodeError:
-        return None
-    return None
+        pass
+    return info, wait

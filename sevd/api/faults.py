@@ -7,7 +7,7 @@ A failed call carries, in the trailer `grpc-status-details-bin`, a serialised go
   `requestId`, and what the error itself added; a name without a value is left out;
 - a PreconditionFailure for a step out of order, a refusal of the firmware or the kernel, and a missing device;
 - a BadRequest for a field that is at fault;
-- a RetryInfo for a limit of this caller, which passes by itself.
+- a RetryInfo for a limit of this caller, which passes by itself: when, if that is known (SevError.retry_after).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ VALUE_CHARACTERS = 512
 METADATA_ENTRIES = 24
 """Most metadata entries."""
 
-RETRY_SECONDS = 1
-"""What RetryInfo advises where a limit passes by itself."""
+RETRY_SECONDS = 1.0
+"""What RetryInfo advises where a limit passes by itself, and nobody knows when."""
 
 _CODES: dict[type[SevError], grpc.StatusCode] = {
     SevError: grpc.StatusCode.INTERNAL,
@@ -125,7 +125,8 @@ def failure(error: SevError) -> Failure:
         status.details.add().Pack(bad)
     if isinstance(error, errors.LimitReached) and error.errno is None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromSeconds(RETRY_SECONDS)
+        wait = RETRY_SECONDS if error.retry_after is None else error.retry_after
+        retry.retry_delay.FromMicroseconds(round(wait * 1e6))
         status.details.add().Pack(retry)
     return Failure(code, message, status.SerializeToString(), error.reason)
 

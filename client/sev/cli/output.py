@@ -96,6 +96,8 @@ class Output:
 
             self.text(dumps({"error": error.document()}, indent=2))
         self._write(sys.stderr, f"sev: {error.message}\n" + (f"     {error.remedy}\n" if error.remedy else ""))
+        if error.retry_after is not None:
+            self._write(sys.stderr, f"     Try again in {_duration(error.retry_after)}.\n")
         self._flush_quietly()
 
     def interrupted(self) -> None:
@@ -150,3 +152,9 @@ class Output:
         except UnicodeEncodeError:  # a name in the text that this terminal cannot show
             encoding = stream.encoding or "ascii"
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them, never too few."""
+    whole = max(1, int(-(-seconds // 1)))
+    return f"{whole} s" if whole < 120 else f"{-(-whole // 60)} min"
