@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simul
 from sevd.access.descriptors import Descriptors, Shared
 from sevd.access.gate import GateLimits
 from sevd.access.identity import Caller
-from sevd.access.listeners import FD, Listener
+from sevd.access.listeners import FD, METRICS, Listener
 from sevd.access.policy import AccessPolicy
 from sevd.api.dispatch import Skin
 from sevd.api.endorsement import EndorsementSkin
@@ -45,6 +45,8 @@ from sevd.guests.limits import Limits
 from sevd.guests.service import Guests
 from sevd.host_parts import HostParts
 from sevd.journal import Journal
+from sevd.metrics.collect import Collector, Sources
+from sevd.metrics.tally import Tally
 from sevd.opening import LateEndorsements
 from sevd.platform.check import HostChecker
 from sevd.platform.device import PlatformDevice
@@ -57,6 +59,7 @@ from sevd.state import StateDirectory
 if TYPE_CHECKING:
     from sevd.devices.facts import HostFacts
     from sevd.endorsements import ChipIdentity, Endorsements
+    from sevd.metrics.serving import MetricsServer
 
 GOING_SECONDS = 1.0
 """How often a platform that may go away is looked at; calls look by themselves."""
@@ -81,7 +84,8 @@ class Assembly:
         self._settings = settings
         self.parts = parts
         self.events = Events(simulated=parts.simulated)
-        self.scheduler = Scheduler()
+        self._tally = Tally()
+        self.scheduler = Scheduler(observe=self._observed)
         self._audit, self._journal = _records(settings, state)
         self._device = PlatformDevice(
             parts.platform_kernel,
@@ -89,6 +93,7 @@ class Assembly:
             path=parts.sev_path,
             missing=lambda: parts.missing,
             there=parts.present,
+            observe=self._tally.command,
         )
         quiet = Quiet()
         self.guests = Guests(
@@ -149,6 +154,20 @@ class Assembly:
             pause=GOING_SECONDS if parts.may_go else PAUSE_SECONDS,
             forever=parts.may_go,
         )
+        self._collector = Collector(
+            Sources(
+                version=__version__,
+                tally=self._tally,
+                scheduler=self.scheduler,
+                host=self.host.view,
+                guests=self.guests.all,
+                status=self._platform.status,
+                endorsements=self._endorsements.current,
+                connections=self._by_socket,
+                calls=self._calls_in_flight,
+            )
+        )
+        self._metrics: MetricsServer | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.server = Server(
@@ -159,6 +178,7 @@ class Assembly:
             journal=self._journal,
             limits=ServerLimits(gate_limits(settings), settings.calls_per_identity, settings.message_bytes),
             missing=parts.missing_for,
+            tally=self._tally,
             hidden=()
             if parts.simulated
             else (simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"].full_name,),
@@ -177,10 +197,15 @@ class Assembly:
     def open(self, listeners: Iterable[Listener]) -> None:
         """Serves callers from here on."""
         listeners = list(listeners)
-        self.server.open(one for one in listeners if one.kind is not FD)
+        self.server.open(one for one in listeners if one.kind not in (FD, METRICS))
         for one in listeners:
             if one.kind is FD:
                 self._descriptors.open(one)
+            elif one.kind is METRICS:
+                from sevd.metrics.serving import MetricsServer
+
+                self._metrics = MetricsServer(one.socket, self._collector.collect)
+                self._start(self._metrics.start())
 
     def reload(self, settings: Settings, policy: AccessPolicy) -> None:
         """Takes what a reload may change."""
@@ -191,6 +216,8 @@ class Assembly:
     async def stop(self) -> None:
         """Ends calls, guests and streams, and gives everything back."""
         self._descriptors.close()
+        if self._metrics is not None:
+            await self._metrics.close()
         await self.server.stop(self._settings.drain_seconds, self._end_streams)
         for task in self._tasks:
             task.cancel()
@@ -226,6 +253,7 @@ class Assembly:
                 self.host,
                 self.events,
                 HostChecker(self.parts.host_reader, self._device, simulated=self.parts.simulated),
+                self._collector,
             ),
             "SnpPlatformService": SnpPlatformSkin(self._platform),
             "SevPlatformService": SevPlatformSkin(self._sev),
@@ -263,8 +291,24 @@ class Assembly:
         else:
             self._tell_health()
 
+    def _by_socket(self) -> Mapping[str, int]:
+        return self.server.gate.by_socket()
+
+    def _calls_in_flight(self) -> int:
+        return self.server.frame.in_flight
+
+    def _observed(self, lane: str, name: str, waited: float, took: float, error: BaseException | None) -> None:
+        """A piece of device work ended. Runs on the worker."""
+        step = name if "/" in lane else lane
+        result = "done" if error is None else getattr(error, "reason", "INTERNAL")
+        self._tally.step(step, result, waited, took)
+
     def _tell_health(self) -> None:
-        task = asyncio.ensure_future(self.server.foreign.refresh_health())
+        self._start(self.server.foreign.refresh_health())
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        """Does something beside everything else."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

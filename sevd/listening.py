@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sev.errors import UsageError
-from sevd.access.listeners import ADMIN, CLIENT, FD, MAX_PATH_BYTES, MONITOR, Kind, Listener, bind, passed
+from sevd.access.listeners import ADMIN, CLIENT, FD, MAX_PATH_BYTES, METRICS, MONITOR, Kind, Listener, bind, passed
 from sevd.access.policy import gid_of
 from sevd.config import Settings
 
@@ -23,7 +23,7 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
     """
     given = passed(environ)
     if given:
-        return given
+        return _with_metrics(given, settings)
     group = gid_of(settings.socket_group) if os.geteuid() == 0 and settings.socket_group else None
     wanted: list[tuple[Path | None, Kind]] = [
         (settings.socket, CLIENT),
@@ -48,7 +48,27 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
         for listener in out:
             listener.close()
         raise UsageError("no socket to listen on", field="socket", remedy="Name one with --socket.")
-    return out
+    return _with_metrics(out, settings)
+
+
+def _with_metrics(listeners: list[Listener], settings: Settings) -> list[Listener]:
+    """The listeners, and that of metrics: passed, configured, or none. Raises UsageError as `sockets`."""
+    try:
+        found = next((one for one in listeners if one.kind is METRICS), None)
+        if found is None and not settings.metrics_listen:
+            return listeners
+        # Loaded where metrics are served alone.
+        from sevd.metrics import serving
+
+        serving.check_library()
+        if found is None:
+            return [*listeners, Listener(serving.listen(settings.metrics_listen), METRICS)]
+        serving.check_loopback(found.socket)
+    except UsageError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def _make_directory(path: Path) -> None:

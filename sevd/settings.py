@@ -70,6 +70,7 @@ class Settings:
     audit_file: Path | None = None
     audit_file_bytes: int = 16 << 20
     audit_files: int = 4
+    metrics_listen: str = ""
     journal_entries: int = 4096
     journal_entries_per_identity: int = 1024
     journal_seconds: int = 24 * 3600
@@ -197,6 +198,9 @@ SETTINGS: tuple[Setting, ...] = (
             "Records are lost when the last file goes.", "bytes", 4096),
     Setting("audit.files", "audit_files", "number", "Audit files kept.", "Records are lost when the last file goes.",
             "files", 1, 1000),
+    Setting("metrics.listen", "metrics_listen", "text", "Where Prometheus finds /metrics: an address and a port of the "
+            "loopback interface, such as 127.0.0.1:9463; empty: nowhere. systemd may pass a socket instead.",
+            "Everybody on this machine may read them there. They name no caller and no guest."),
     Setting("journal.entries", "journal_entries", "number", "Request ids kept in all.",
             "A retry whose id was forgotten acts again.", "entries", 16, 1 << 20),
     Setting("journal.entries_per_identity", "journal_entries_per_identity", "number", "Request ids kept of one "

@@ -126,6 +126,7 @@ class Host:
 
     host = _Does(lambda: operations.host)
     check_host = _Does(lambda: operations.check_host)
+    metrics = _Does(lambda: operations.metrics)
     events = _Watches(lambda: operations.events)
     snp_status = _Does(lambda: operations.snp_status)
     snp_commit = _Does(lambda: operations.snp_commit)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sev.endorsement_model import Endorsement, Endorsements
     from sev.event_model import Event
     from sev.host.verdict import HostCheck
+    from sev.metrics_model import Metrics
     from sev.model import HostInfo
     from sev.snp_model import SnpStatus
 
@@ -53,6 +54,16 @@ def check_host(technology: str = "") -> Operation[HostCheck]:
     call = Call("HostService/CheckHost", request, host_pb2.CheckHostResponse, seconds=READ_SECONDS)
     answer = yield from ask(call)
     return from_message(answer, technology)
+
+
+def metrics() -> Operation[Metrics]:
+    """What the daemon counts and measures."""
+    from sev.metrics_model import Metrics
+    from sev.v1 import host_pb2 as pb
+
+    call = Call("HostService/GetMetrics", pb.GetMetricsRequest(), pb.GetMetricsResponse, seconds=READ_SECONDS)
+    answer = yield from ask(call)
+    return Metrics.from_message(answer)
 
 
 def events() -> Stream[Event]:

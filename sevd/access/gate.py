@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Iterable
 
 from sev.errors import LimitReached, NotPermitted, SevError
@@ -142,6 +143,10 @@ class Gate:
                 connection.caller = caller
             elif connection.relay is not None:
                 connection.relay.close()
+
+    def by_socket(self) -> Counter[str]:
+        """How many connections are open, by the socket that they came through."""
+        return Counter(connection.listener.kind.name for connection in self.connections.values())
 
     async def drained(self, seconds: float) -> bool:
         """Waits until every connection has ended; True if they have, False after `seconds`."""

@@ -42,6 +42,7 @@ class Kind:
         group_mode: File mode if it belongs to a group.
         own_mode: File mode if it does not.
         type: Type of its sockets.
+        families: Address families that it may be passed in.
     """
 
     name: str
@@ -50,13 +51,15 @@ class Kind:
     group_mode: int
     own_mode: int = 0o600
     type: int = socket.SOCK_STREAM
+    families: tuple[int, ...] = (socket.AF_UNIX,)
 
 
 CLIENT = Kind("sevd", Role.VIEWER, Role.ADMIN, 0o660)
 MONITOR = Kind("monitor", Role.VIEWER, Role.VIEWER, 0o660)
 ADMIN = Kind("admin", Role.ADMIN, Role.ADMIN, 0o600)
 FD = Kind("fd", Role.LAUNCHER, Role.ADMIN, 0o660, type=socket.SOCK_SEQPACKET)
-KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN, FD)}
+METRICS = Kind("metrics", Role.VIEWER, Role.VIEWER, 0o660, families=(socket.AF_UNIX, socket.AF_INET, socket.AF_INET6))
+KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN, FD, METRICS)}
 
 
 @mutable_record
@@ -213,10 +216,11 @@ def _take(descriptor: int, name: str, kind: Kind) -> socket.socket:
             f"descriptor {descriptor} ({name}) is no socket: {os.strerror(error.errno or 0)}", field="LISTEN_FDS"
         ) from None
     listening = taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if taken.family != socket.AF_UNIX or taken.type != kind.type or not listening:
+    if taken.family not in kind.families or taken.type != kind.type or not listening:
         taken.detach()
         word = "stream" if kind.type == socket.SOCK_STREAM else "packet"
-        raise UsageError(f"descriptor {descriptor} ({name}) is no listening Unix {word} socket", field="LISTEN_FDS")
+        where = "Unix " if kind.families == (socket.AF_UNIX,) else ""
+        raise UsageError(f"descriptor {descriptor} ({name}) is no listening {where}{word} socket", field="LISTEN_FDS")
     taken.setblocking(False)
     os.set_inheritable(descriptor, False)
     return taken

@@ -74,6 +74,8 @@ class Frame:
         self.connections = connections
         self.calls_per_identity = calls_per_identity
         self.stopping = False
+        self.in_flight = 0
+        """Calls in flight, streams included."""
         self._unary = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -109,6 +111,7 @@ class Frame:
                 metadata={"limit": "calls_per_identity", "value": str(self.calls_per_identity)},
             )
         account.calls += 1
+        self.in_flight += 1
         if not stream:
             self._unary += 1
             self._idle.clear()
@@ -117,6 +120,7 @@ class Frame:
     def leave(self, connection: Connection, *, stream: bool = False) -> None:
         """Counts a call out."""
         connection.account.calls -= 1
+        self.in_flight -= 1
         if not stream:
             self._unary -= 1
             if not self._unary:

@@ -10,6 +10,7 @@ from sevd.access.identity import Caller
 from sevd.api import messages
 from sevd.api.skin import Messages, PlainSkin
 from sevd.events import Events
+from sevd.metrics.collect import Collector
 from sevd.platform.check import HostChecker
 from sevd.platform.host import HostPlatform
 
@@ -17,8 +18,9 @@ from sevd.platform.host import HostPlatform
 class HostSkin(PlainSkin):
     """Serves HostService."""
 
-    def __init__(self, host: HostPlatform, events: Events, checker: HostChecker) -> None:
+    def __init__(self, host: HostPlatform, events: Events, checker: HostChecker, collector: Collector) -> None:
         self._host = host
+        self._collector = collector
         self._checker = checker
         self._events = events
         self._version = -1
@@ -35,6 +37,12 @@ class HostSkin(PlainSkin):
     async def check_host(self, caller: Caller, request: pb.CheckHostRequest) -> pb.CheckHostResponse:
         """The host, looked at check by check."""
         return to_message(await self._checker.check(request.technology), simulated=self._checker.simulated)
+
+    async def get_metrics(self, caller: Caller, request: pb.GetMetricsRequest) -> pb.GetMetricsResponse:
+        """What the daemon counts and measures."""
+        answer = pb.GetMetricsResponse(metrics=[messages.metric(one) for one in await self._collector.collect()])
+        answer.sample_time.GetCurrentTime()
+        return answer
 
     def watch_events(self, caller: Caller, request: pb.WatchEventsRequest) -> AsyncIterator[pb.WatchEventsResponse]:
         """Events from now on that the caller may see."""

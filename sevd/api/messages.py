@@ -13,6 +13,7 @@ from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, snp_p
 from sevd.events import Event
 from sevd.guests.model import Guest
 from sevd.guests.running import Moved
+from sevd.metrics.model import Metric
 from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SevChainView, SevStatusView, SnpStatusView
 
 if TYPE_CHECKING:
@@ -103,6 +104,23 @@ def event(happened: Event) -> host_pb2.Event:
         message=happened.message,
         simulated=happened.simulated,
         details=happened.details,
+    )
+
+
+def metric(value: Metric) -> host_pb2.Metric:
+    """A metric with its samples."""
+    return host_pb2.Metric(
+        name=value.name,
+        help=value.help,
+        kind=host_pb2.MetricKind.ValueType(value.kind),
+        samples=[
+            host_pb2.MetricSample(
+                labels=sample.labels,
+                value=sample.value,
+                buckets=[host_pb2.MetricBucket(most=most, total=total) for most, total in sample.buckets],
+            )
+            for sample in value.samples
+        ],
     )
 
 

@@ -32,7 +32,7 @@ from sevd.guests.states import Step
 from sevd.guests.watch import Watch, Watchers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sevd.access.identity import Caller
     from sevd.devices.scheduler import Scheduler
@@ -107,6 +107,10 @@ class Guests:
     def __len__(self) -> int:
         """How many guests there are, of everybody."""
         return len(self._registry)
+
+    def all(self) -> Iterator[Guest]:
+        """All guests, of everybody."""
+        return (guest.view() for guest in self._registry)
 
     def occupants(self) -> list[str]:
         """The guests of everybody that hold something of the host, and those that are being created, a phrase each."""

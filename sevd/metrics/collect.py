@@ -18,9 +18,9 @@ from sevd.metrics.model import Kind, Metric, Sample, gauge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import datetime
 
     from sevd.devices.scheduler import Scheduler
+    from sevd.endorsements import EndorsementSet
     from sevd.guests.model import Guest
     from sevd.metrics.tally import Tally
     from sevd.platform.views import HostView, SnpStatusView
@@ -43,7 +43,7 @@ class Sources:
         host: The host as it is known.
         guests: All guests.
         status: Asks the SNP platform for its status; raises SevError where there is none.
-        expiries: When certificates and lists at hand run out, by kind in lower case.
+        endorsements: The certificates and lists at hand.
         connections: Open connections by socket.
         calls: Calls in flight.
         drift: How many wishes for the platform are not met; None where there are none.
@@ -55,7 +55,7 @@ class Sources:
     host: Callable[[], HostView]
     guests: Callable[[], Iterable[Guest]]
     status: Callable[[], Awaitable[SnpStatusView]]
-    expiries: Callable[[], Mapping[str, datetime]]
+    endorsements: Callable[[], Awaitable[EndorsementSet]]
     connections: Callable[[], Mapping[str, int]]
     calls: Callable[[], int]
     drift: Callable[[], int | None] = lambda: None
@@ -71,10 +71,13 @@ class Collector:
         self._status: SnpStatusView | None = None
         self._asked_at: float | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._known: EndorsementSet | None = None
+        self._expiries: tuple[Sample, ...] = ()
 
     async def collect(self) -> list[Metric]:
         """Every metric, as of now."""
         await self._ask()
+        await self._read_endorsements()
         sources, view = self._sources, self._sources.host()
         out = [
             Metric(
@@ -110,7 +113,7 @@ class Collector:
                 "sevd_endorsement_expiry_seconds",
                 "When certificates and lists run out, in seconds since 1970.",
                 Kind.GAUGE,
-                tuple(Sample({"kind": kind}, at.timestamp()) for kind, at in sorted(sources.expiries().items())),
+                self._expiries,
             ),
             *self._platform(),
             *_process(),
@@ -140,6 +143,17 @@ class Collector:
             gauge("sevd_firmware_guests", "SNP guests that the firmware knows.", status.guest_count),
         ]
 
+    async def _read_endorsements(self) -> None:
+        """When each runs out; read again where they are others than the last time."""
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                found = await self._sources.endorsements()
+        except (TimeoutError, SevError):
+            return
+        if found is not self._known:
+            self._known = found
+            self._expiries = await asyncio.to_thread(_expiries, found)
+
     async def _ask(self) -> None:
         now = self._clock()
         if self._asking is None and (self._asked_at is None or now - self._asked_at >= STATUS_SECONDS):
@@ -156,6 +170,17 @@ class Collector:
             self._status = None
         finally:
             self._asking = None
+
+
+def _expiries(found: EndorsementSet) -> tuple[Sample, ...]:
+    from sev.certs.files import load_all
+
+    out = []
+    for one in found.endorsements:
+        certificates, lists = load_all(one.der)
+        ends = [each.not_after for each in certificates] + [each.next_update for each in lists]
+        out.append(Sample({"kind": one.kind.name.lower()}, min(ends).timestamp()))
+    return tuple(out)
 
 
 def _asids(view: HostView) -> tuple[Sample, ...]:

@@ -31,6 +31,8 @@ REQUEST_SECONDS = 5.0
 REQUESTS = 16
 """Requests answered at once; others wait in the socket's queue."""
 
+_LOOPBACK = "metrics are served on the loopback interface only; a proxy may carry them further"
+
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ def listen(address: str) -> socket.socket:
     if not 0 < number < 65536:
         raise _bad(address, "expected a port from 1 to 65535")
     if not where.is_loopback:
-        raise _bad(address, "metrics are served on the loopback interface only; a proxy may carry them further")
+        raise _bad(address, _LOOPBACK)
     family = socket.AF_INET6 if where.version == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -61,6 +63,15 @@ def listen(address: str) -> socket.socket:
         listener.close()
         raise _bad(address, error.strerror or "cannot be bound") from None
     return listener
+
+
+def check_loopback(listener: socket.socket) -> None:
+    """Raises UsageError for a socket that others than this machine could reach."""
+    if listener.family == socket.AF_UNIX:
+        return
+    host = listener.getsockname()[0]
+    if not ipaddress.ip_address(host).is_loopback:
+        raise _bad(host, _LOOPBACK)
 
 
 def check_library() -> None:

@@ -77,6 +77,34 @@ CHECK_RESULT_SKIPPED: CheckResult.ValueType  # 3
 """It could not be looked at, has no meaning here, or is not offered."""
 Global___CheckResult: typing_extensions.TypeAlias = CheckResult
 
+class _MetricKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MetricKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MetricKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    METRIC_KIND_UNSPECIFIED: _MetricKind.ValueType  # 0
+    """Not known."""
+    METRIC_KIND_GAUGE: _MetricKind.ValueType  # 1
+    """Goes up and down."""
+    METRIC_KIND_COUNTER: _MetricKind.ValueType  # 2
+    """Counts up from the daemon's start."""
+    METRIC_KIND_HISTOGRAM: _MetricKind.ValueType  # 3
+    """How often something took how long, counted up from the daemon's start."""
+
+class MetricKind(_MetricKind, metaclass=_MetricKindEnumTypeWrapper):
+    """How a metric behaves."""
+
+METRIC_KIND_UNSPECIFIED: MetricKind.ValueType  # 0
+"""Not known."""
+METRIC_KIND_GAUGE: MetricKind.ValueType  # 1
+"""Goes up and down."""
+METRIC_KIND_COUNTER: MetricKind.ValueType  # 2
+"""Counts up from the daemon's start."""
+METRIC_KIND_HISTOGRAM: MetricKind.ValueType  # 3
+"""How often something took how long, counted up from the daemon's start."""
+Global___MetricKind: typing_extensions.TypeAlias = MetricKind
+
 @typing.final
 class GetHostRequest(google.protobuf.message.Message):
     """Asks what this host is."""
@@ -470,3 +498,142 @@ class Event(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["details", b"details", "event_time", b"event_time", "guest_id", b"guest_id", "kind", b"kind", "message", b"message", "sequence", b"sequence", "simulated", b"simulated"]) -> None: ...
 
 Global___Event: typing_extensions.TypeAlias = Event
+
+@typing.final
+class GetMetricsRequest(google.protobuf.message.Message):
+    """Asks for the metrics."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetMetricsRequest: typing_extensions.TypeAlias = GetMetricsRequest
+
+@typing.final
+class GetMetricsResponse(google.protobuf.message.Message):
+    """The metrics."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: builtins.int
+    SAMPLE_TIME_FIELD_NUMBER: builtins.int
+    @property
+    def metrics(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Metric]:
+        """Metrics by name; one without samples is left out."""
+
+    @property
+    def sample_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When they were made."""
+
+    def __init__(
+        self,
+        *,
+        metrics: collections.abc.Iterable[Global___Metric] | None = ...,
+        sample_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["sample_time", b"sample_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["metrics", b"metrics", "sample_time", b"sample_time"]) -> None: ...
+
+Global___GetMetricsResponse: typing_extensions.TypeAlias = GetMetricsResponse
+
+@typing.final
+class Metric(google.protobuf.message.Message):
+    """A metric."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    HELP_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """As Prometheus has it, such as "sevd_calls_total"."""
+    help: builtins.str
+    """One sentence."""
+    kind: Global___MetricKind.ValueType
+    """How it behaves."""
+    @property
+    def samples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MetricSample]:
+        """Its values."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        help: builtins.str = ...,
+        kind: Global___MetricKind.ValueType = ...,
+        samples: collections.abc.Iterable[Global___MetricSample] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["help", b"help", "kind", b"kind", "name", b"name", "samples", b"samples"]) -> None: ...
+
+Global___Metric: typing_extensions.TypeAlias = Metric
+
+@typing.final
+class MetricSample(google.protobuf.message.Message):
+    """One value of a metric."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    LABELS_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    value: builtins.float
+    """The value of a gauge or counter; of a histogram the sum of all observations."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What it is about."""
+
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MetricBucket]:
+        """Of a histogram, ascending; the last one is infinite."""
+
+    def __init__(
+        self,
+        *,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        value: builtins.float = ...,
+        buckets: collections.abc.Iterable[Global___MetricBucket] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buckets", b"buckets", "labels", b"labels", "value", b"value"]) -> None: ...
+
+Global___MetricSample: typing_extensions.TypeAlias = MetricSample
+
+@typing.final
+class MetricBucket(google.protobuf.message.Message):
+    """How many observations were at most so large."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOST_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    most: builtins.float
+    """Upper bound, inclusive."""
+    total: builtins.int
+    """Observations up to it, those of the buckets before included."""
+    def __init__(
+        self,
+        *,
+        most: builtins.float = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["most", b"most", "total", b"total"]) -> None: ...
+
+Global___MetricBucket: typing_extensions.TypeAlias = MetricBucket

@@ -45,6 +45,11 @@ class HostServiceStub(object):
                 request_serializer=sev_dot_v1_dot_host__pb2.CheckHostRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_host__pb2.CheckHostResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/sev.v1.HostService/GetMetrics',
+                request_serializer=sev_dot_v1_dot_host__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_host__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/sev.v1.HostService/WatchEvents',
                 request_serializer=sev_dot_v1_dot_host__pb2.WatchEventsRequest.SerializeToString,
@@ -71,6 +76,14 @@ class HostServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """Answers what the daemon counts and measures: the metrics that Prometheus is given. They name no caller and no guest.
+        Works while the device is missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchEvents(self, request, context):
         """Streams events as they happen; guests that the caller may not see do not appear.
         """
@@ -90,6 +103,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.CheckHost,
                     request_deserializer=sev_dot_v1_dot_host__pb2.CheckHostRequest.FromString,
                     response_serializer=sev_dot_v1_dot_host__pb2.CheckHostResponse.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=sev_dot_v1_dot_host__pb2.GetMetricsRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_host__pb2.GetMetricsResponse.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -152,6 +170,33 @@ class HostService(object):
             '/sev.v1.HostService/CheckHost',
             sev_dot_v1_dot_host__pb2.CheckHostRequest.SerializeToString,
             sev_dot_v1_dot_host__pb2.CheckHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.HostService/GetMetrics',
+            sev_dot_v1_dot_host__pb2.GetMetricsRequest.SerializeToString,
+            sev_dot_v1_dot_host__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,14 @@ _HostServiceCheckHostType = typing_extensions.TypeVar(
     ],
 )
 
+_HostServiceGetMetricsType = typing_extensions.TypeVar(
+    '_HostServiceGetMetricsType',
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.host_pb2.GetMetricsRequest,
+        sev.v1.host_pb2.GetMetricsResponse,
+    ],
+)
+
 _HostServiceWatchEventsType = typing_extensions.TypeVar(
     '_HostServiceWatchEventsType',
     default=grpc.UnaryStreamMultiCallable[
@@ -49,7 +57,7 @@ _HostServiceWatchEventsType = typing_extensions.TypeVar(
     ],
 )
 
-class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckHostType, _HostServiceWatchEventsType]):
+class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckHostType, _HostServiceGetMetricsType, _HostServiceWatchEventsType]):
     """Describes the host and reports events."""
 
     @typing.overload
@@ -61,6 +69,10 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckH
         grpc.UnaryUnaryMultiCallable[
             sev.v1.host_pb2.CheckHostRequest,
             sev.v1.host_pb2.CheckHostResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.host_pb2.GetMetricsRequest,
+            sev.v1.host_pb2.GetMetricsResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             sev.v1.host_pb2.WatchEventsRequest,
@@ -78,6 +90,10 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckH
             sev.v1.host_pb2.CheckHostRequest,
             sev.v1.host_pb2.CheckHostResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.host_pb2.GetMetricsRequest,
+            sev.v1.host_pb2.GetMetricsResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             sev.v1.host_pb2.WatchEventsRequest,
             sev.v1.host_pb2.WatchEventsResponse,
@@ -92,6 +108,11 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckH
     while the device is missing.
     """
 
+    GetMetrics: _HostServiceGetMetricsType
+    """Answers what the daemon counts and measures: the metrics that Prometheus is given. They name no caller and no guest.
+    Works while the device is missing.
+    """
+
     WatchEvents: _HostServiceWatchEventsType
     """Streams events as they happen; guests that the caller may not see do not appear."""
 
@@ -103,6 +124,10 @@ HostServiceAsyncStub: typing_extensions.TypeAlias = HostServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.host_pb2.CheckHostRequest,
         sev.v1.host_pb2.CheckHostResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.host_pb2.GetMetricsRequest,
+        sev.v1.host_pb2.GetMetricsResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         sev.v1.host_pb2.WatchEventsRequest,
@@ -129,6 +154,16 @@ class HostServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[sev.v1.host_pb2.CheckHostResponse, collections.abc.Awaitable[sev.v1.host_pb2.CheckHostResponse]]:
         """Looks at the host check by check: what keeps it from running guests, why, and what to do. Changes nothing. Works
         while the device is missing.
+        """
+
+    @abc.abstractmethod
+    def GetMetrics(
+        self,
+        request: sev.v1.host_pb2.GetMetricsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.host_pb2.GetMetricsResponse, collections.abc.Awaitable[sev.v1.host_pb2.GetMetricsResponse]]:
+        """Answers what the daemon counts and measures: the metrics that Prometheus is given. They name no caller and no guest.
+        Works while the device is missing.
         """
 
     @abc.abstractmethod
