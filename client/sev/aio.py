@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from sev import channel
-from sev.calls import Attempts, Later
+from sev.calls import NAME, Attempts, Later, check_name
 from sev.errors import UsageError
 from sev.target import Target, choose
 
@@ -117,9 +117,17 @@ class AsyncHost:
         timeout: Seconds to wait for a daemon that refuses or is unavailable.
     """
 
-    def __init__(self, target: Target, *, timeout: float, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout: float,
+        credentials: grpc.ChannelCredentials | None = None,
+        request_id: str = "",
+    ) -> None:
         self.target = target
         self.timeout = timeout
+        self._name = check_name(request_id)
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._seen = False
@@ -184,6 +192,15 @@ class AsyncHost:
 
     async def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""
+        if not self._name:
+            return await self._run(operation)
+        token = NAME.set(self._name)
+        try:
+            return await self._run(operation)
+        finally:
+            NAME.reset(token)
+
+    async def _run(self, operation: Operation[R]) -> R:
         step: Callable[[Any], Call[Any]] = operation.send
         given: Any = None
         while True:
@@ -202,7 +219,7 @@ class AsyncHost:
         attempts = self._attempts(stream.call)
         method: Any = self._dialled().unary_stream(stream.call.path, channel.serialize)
         while True:
-            call = method(stream.call.request)
+            call = method(stream.call.request, metadata=attempts.metadata)
             started = False
             try:
                 async for answer in call:
@@ -227,7 +244,7 @@ class AsyncHost:
 
         async def begin(first: bytes) -> tuple[Any, Any]:
             while True:
-                call: Any = self._dialled().stream_stream(PATH)()
+                call: Any = self._dialled().stream_stream(PATH)(metadata=attempts.metadata)
                 try:
                     with suppress(InvalidStateError):  # it has ended: reading says how
                         await call.write(first)
@@ -265,7 +282,7 @@ class AsyncHost:
         attempts = self._attempts(call)
         while True:
             try:
-                answer = await self._send(call, attempts.seconds)
+                answer = await self._send(call, attempts)
             except grpc.RpcError as error:
                 failure = self._failure(error)
             else:
@@ -273,11 +290,12 @@ class AsyncHost:
                 return answer
             await sleep(await to_thread(attempts.after, failure, monotonic()))  # it asks the socket, briefly
 
-    async def _send(self, call: Call[Any], seconds: float) -> Any:
+    async def _send(self, call: Call[Any], attempts: Attempts) -> Any:
         dialled = self._dialled()
         make: Any = dialled.stream_unary if call.upload else dialled.unary_unary
         request = call.request() if callable(call.request) else call.request
-        return channel.deserialize(call, await make(call.path, channel.serialize)(request, timeout=seconds))
+        send = make(call.path, channel.serialize)
+        return channel.deserialize(call, await send(request, timeout=attempts.seconds, metadata=attempts.metadata))
 
     def _dialled(self) -> grpc.aio.Channel:
         if self._channel is None:
@@ -289,7 +307,7 @@ class AsyncHost:
         return self._channel
 
     def _attempts(self, call: Call[Any]) -> Attempts:
-        return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen)
+        return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen, name=self._name)
 
     def _failure(self, error: grpc.RpcError) -> Failure:
         failure = channel.failure(error)
@@ -304,9 +322,11 @@ def connect(
     tls_cert: str | None = None,
     tls_key: str | None = None,
     tls_ca: str | None = None,
+    request_id: str = "",
 ) -> AsyncHost:
     """A connection to a daemon; arguments and errors as `sev.connect` has them."""
     if not timeout > 0:
         raise UsageError(f"timeout is {timeout!r}, expected seconds above 0", field="timeout")
     chosen = choose(target)
-    return AsyncHost(chosen, timeout=timeout, credentials=channel.credentials(chosen, tls_cert, tls_key, tls_ca))
+    secured = channel.credentials(chosen, tls_cert, tls_key, tls_ca)
+    return AsyncHost(chosen, timeout=timeout, credentials=secured, request_id=request_id)

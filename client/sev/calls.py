@@ -7,10 +7,11 @@ generator as a SevError, so that an operation of several calls can clean up with
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from errno import ECONNABORTED
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sev.errors import NotPermitted
+from sev.errors import NotPermitted, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -106,8 +107,35 @@ class Later:
         return getattr(import_module(self._name), attribute)
 
 
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata key under which a call is named; the daemon finds the name again in its log, its audit and its errors."""
+
+NAME_CHARACTERS = 48
+"""Longest name of a connection's calls: with what makes each change unique it is still a request id."""
+
+NAME: ContextVar[str] = ContextVar("sev-calls", default="")
+"""The name that the calls of a connection were given, while an operation of it runs."""
+
+
+def check_name(name: str) -> str:
+    """The name of a connection's calls; empty for none. Raises UsageError if it cannot be one."""
+    rest = name.replace("-", "").replace("_", "").replace(".", "")
+    if name and (len(name) > NAME_CHARACTERS or not name.isascii() or (rest and not rest.isalnum())):
+        raise UsageError(
+            f"request id {name!r:.80}: expected at most {NAME_CHARACTERS} letters, digits, dots, underscores and "
+            "hyphens",
+            field="request_id",
+        )
+    return name
+
+
 def new_request_id() -> str:
-    """A fresh request id: a UUID."""
+    """A fresh request id: a UUID; where the calls have a name, the name with something unique behind a dot."""
+    name = NAME.get()
+    if name:
+        import os
+
+        return f"{name}.{os.urandom(6).hex()}"
     from uuid import uuid4
 
     return str(uuid4())
@@ -122,6 +150,13 @@ def ask(call: Call[M]) -> Operation[M]:
     """One call as an operation: its answer."""
     answer: M = yield call
     return answer
+
+
+def _fresh() -> str:
+    """An id of a call that has none: shorter than a UUID, and quicker."""
+    import os
+
+    return os.urandom(8).hex()
 
 
 class Stream(Generic[R]):
@@ -157,15 +192,29 @@ class Attempts:
         timeout: Seconds to wait for the daemon.
         now: The time at the start, in seconds of a monotonic clock.
         seen: The daemon has answered on this connection before, so that a missing socket means a restart.
+        name: The name that calls of this connection have.
+
+    Attributes:
+        request_id: The id of the call: its request's, else the name, else one of its own.
     """
 
-    def __init__(self, call: Call[Any], target: Target, timeout: float, now: float, *, seen: bool) -> None:
+    def __init__(
+        self, call: Call[Any], target: Target, timeout: float, now: float, *, seen: bool, name: str = ""
+    ) -> None:
         self._call = call
         self._target = target
         self._timeout = timeout
         self._until = now + timeout
         self._seen = seen
         self._closed = 0
+        self.request_id = call.request_id or name or _fresh()
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes along with the call."""
+        text = self.request_id
+        fits = text.isascii() and text.isprintable() and text.strip() == text
+        return ((REQUEST_ID_KEY, text),) if fits else ()
 
     @property
     def seconds(self) -> float:
@@ -180,7 +229,7 @@ class Attempts:
         """
         from sev.rpc_errors import from_failure
 
-        error = from_failure(failure, self._call.request_id)
+        error = from_failure(failure, self.request_id)
         if failure.code == "DEADLINE_EXCEEDED":
             raise self._too_slow()
         if failure.code == "CANCELLED" and failure.details not in CANCELLED_HERE:
@@ -214,7 +263,7 @@ class Attempts:
         """What it means that a stream broke after its first answer; nothing is tried again, answers may be missing."""
         from sev.rpc_errors import from_failure
 
-        error = from_failure(failure)
+        error = from_failure(failure, self.request_id)
         if failure.code == "UNAVAILABLE":
             error.remedy = "The daemon ended or was restarted; start watching again."
         return error
@@ -236,7 +285,7 @@ class Attempts:
 
         return NotNow(
             f"{self._call.method}: no answer within {self.seconds:g} s",
-            request_id=self._call.request_id,
+            request_id=self.request_id,
             remedy="The daemon runs but is busy, perhaps with a slow firmware command: try again later, or wait longer "
             "with --timeout." + (" Whether the request acted is not known." if self._call.request_id else ""),
         )

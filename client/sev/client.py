@@ -11,14 +11,14 @@ for asyncio. A daemon that restarts is waited for (see `sev.calls.Attempts`); ev
 
 from __future__ import annotations
 
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import grpc
 
 from sev import channel
-from sev.calls import Attempts, Later
+from sev.calls import NAME, Attempts, Later, check_name
 from sev.errors import UsageError
 from sev.target import Target, choose
 
@@ -114,9 +114,17 @@ class Host:
         timeout: Seconds to wait for a daemon that refuses or is unavailable.
     """
 
-    def __init__(self, target: Target, *, timeout: float, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout: float,
+        credentials: grpc.ChannelCredentials | None = None,
+        request_id: str = "",
+    ) -> None:
         self.target = target
         self.timeout = timeout
+        self._name = check_name(request_id)
         self._seen = False
         arguments = channel.options(timeout)
         if credentials is None:
@@ -190,6 +198,15 @@ class Host:
 
     def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""
+        if not self._name:
+            return self._run(operation)
+        token = NAME.set(self._name)
+        try:
+            return self._run(operation)
+        finally:
+            NAME.reset(token)
+
+    def _run(self, operation: Operation[R]) -> R:
         step: Callable[[Any], Call[Any]] = operation.send
         given: Any = None
         while True:
@@ -208,7 +225,7 @@ class Host:
         attempts = self._attempts(stream.call)
         method: Any = self._channel.unary_stream(stream.call.path, channel.serialize)
         while True:
-            call = method(stream.call.request)
+            call = method(stream.call.request, metadata=attempts.metadata)
             started = False
             try:
                 for answer in call:
@@ -236,7 +253,8 @@ class Host:
         attempts = self._attempts(described())
         while True:
             talk = Conversation(guest_id, posted_writes)
-            run = GuestRun(talk, self._channel.stream_stream(PATH), lambda error: attempts.lost(self._failure(error)))
+            call: Any = partial(self._channel.stream_stream(PATH), metadata=attempts.metadata)
+            run = GuestRun(talk, call, lambda error: attempts.lost(self._failure(error)))
             try:
                 run.begin()
             except grpc.RpcError as error:
@@ -263,7 +281,7 @@ class Host:
         attempts = self._attempts(call)
         while True:
             try:
-                answer = self._send(call, attempts.seconds)
+                answer = self._send(call, attempts)
             except grpc.RpcError as error:
                 failure = self._failure(error)
             else:
@@ -271,13 +289,14 @@ class Host:
                 return answer
             sleep(attempts.after(failure, monotonic()))
 
-    def _send(self, call: Call[Any], seconds: float) -> Any:
+    def _send(self, call: Call[Any], attempts: Attempts) -> Any:
         make: Any = self._channel.stream_unary if call.upload else self._channel.unary_unary
         request = call.request() if callable(call.request) else call.request
-        return channel.deserialize(call, make(call.path, channel.serialize)(request, timeout=seconds))
+        send = make(call.path, channel.serialize)
+        return channel.deserialize(call, send(request, timeout=attempts.seconds, metadata=attempts.metadata))
 
     def _attempts(self, call: Call[Any]) -> Attempts:
-        return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen)
+        return Attempts(call, self.target, self.timeout, monotonic(), seen=self._seen, name=self._name)
 
     def _failure(self, error: grpc.RpcError) -> Failure:
         failure = channel.failure(error)
@@ -292,6 +311,7 @@ def connect(
     tls_cert: str | None = None,
     tls_key: str | None = None,
     tls_ca: str | None = None,
+    request_id: str = "",
 ) -> Host:
     """A connection to a daemon.
 
@@ -302,12 +322,16 @@ def connect(
         tls_cert: Client certificate for a remote daemon, a PEM file.
         tls_key: Its key, a PEM file.
         tls_ca: The authority that signed the daemon's certificate, a PEM file.
+        request_id: The name of all calls of this connection, found again in the daemon's log, audit and errors: at most
+            48 letters, digits, dots, underscores and hyphens. A change has it with a dot and something unique behind,
+            unless it is given a request id of its own. Empty: every call has an id of its own.
 
     Raises:
-        UsageError: A malformed target, or TLS files that are missing or cannot be read.
+        UsageError: A malformed target or request id, or TLS files that are missing or cannot be read.
         Unreachable: No target was named and no socket is there.
     """
     if not timeout > 0:
         raise UsageError(f"timeout is {timeout!r}, expected seconds above 0", field="timeout")
     chosen = choose(target)
-    return Host(chosen, timeout=timeout, credentials=channel.credentials(chosen, tls_cert, tls_key, tls_ca))
+    secured = channel.credentials(chosen, tls_cert, tls_key, tls_ca)
+    return Host(chosen, timeout=timeout, credentials=secured, request_id=request_id)

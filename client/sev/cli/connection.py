@@ -30,7 +30,12 @@ def connected(args: Namespace, out: Output, *, mark: bool = True) -> Iterator[Ho
         from sev.client import connect
 
         host = connect(
-            args.socket, timeout=args.timeout, tls_cert=args.tls_cert, tls_key=args.tls_key, tls_ca=args.tls_ca
+            args.socket,
+            timeout=args.timeout,
+            tls_cert=args.tls_cert,
+            tls_key=args.tls_key,
+            tls_ca=args.tls_ca,
+            request_id=os.environ.get("SEV_REQUEST_ID", ""),
         )
     with host:
         out.detail(f"sev: using {host.target.address} ({host.target.why})")

@@ -23,6 +23,7 @@ class Output:
         self.quiet = quiet
         self.verbose = verbose
         self._progress_shown = False
+        self._lined = False
 
     def result(self, document: Mapping[str, object], text: str) -> None:
         """The result: the document with --json, the text otherwise."""
@@ -52,6 +53,7 @@ class Output:
         Raises:
             BrokenPipeError: Nobody reads any more; the command is to stop.
         """
+        self._lined = True
         if self.json:
             from json import dumps
 
@@ -94,8 +96,10 @@ class Output:
         if self.json:
             from json import dumps
 
-            self.text(dumps({"error": error.document()}, indent=2))
+            self.text(dumps({"error": error.document()}, indent=None if self._lined else 2))
         self._write(sys.stderr, f"sev: {error.message}\n" + (f"     {error.remedy}\n" if error.remedy else ""))
+        if error.request_id:
+            self._write(sys.stderr, f"     Request id: {error.request_id}\n")
         if error.retry_after is not None:
             self._write(sys.stderr, f"     Try again in {_duration(error.retry_after)}.\n")
         self._flush_quietly()
@@ -106,7 +110,8 @@ class Output:
         if self.json:
             from json import dumps
 
-            self.text(dumps({"error": {"kind": "interrupted", "message": "interrupted", "remedy": ""}}, indent=2))
+            document = {"error": {"kind": "interrupted", "message": "interrupted", "remedy": ""}}
+            self.text(dumps(document, indent=None if self._lined else 2))
         self._write(sys.stderr, "sev: interrupted\n")
         self._flush_quietly()
 
