@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from sevd.simulator import Simulator, kernel_era
+
+EVERY_ERA = pytest.mark.parametrize("era", ["A", "B", "C"], indirect=True)
+"""Runs a test on a host of each kernel generation; B2 differs from B in one command of /dev/sev only."""
 
 
 @cache

@@ -13,6 +13,7 @@ from sevd.simulator import Simulator
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import PAGE, POLICY, RAM_PAGES, UNTOUCHED, Machine, code, launching, ready
+from tests.support.simulated import EVERY_ERA
 
 UNMAPPED = 0x1000
 
@@ -34,6 +35,7 @@ def refuse(host: Simulator, command: str, number: int, *, after: int = 0) -> lis
 # SNP_LAUNCH_START
 
 
+@EVERY_ERA
 def test_start_before_init_is_enotty(process: Process) -> None:
     assert Machine.make(process).start()[:2] == (errno.ENOTTY, UNTOUCHED)
 
@@ -78,6 +80,7 @@ def test_policies(
     assert host.guest_count() == 1
 
 
+@EVERY_ERA
 def test_bad_descriptors_hide_behind_enotty(host: Simulator, process: Process) -> None:
     machine = ready(process)
     for fd in (99, -1, machine.device, machine.vm, process.open("/dev/sev", 0o10000000)):
@@ -85,6 +88,7 @@ def test_bad_descriptors_hide_behind_enotty(host: Simulator, process: Process) -
     assert host.guest_count() == 0
 
 
+@EVERY_ERA
 def test_context_errors_hide_behind_enotty_with_their_status(host: Simulator, process: Process) -> None:
     machine = ready(process)
     refuse(host, "SNP_GCTX_CREATE", status.RESOURCE_LIMIT)
@@ -117,6 +121,7 @@ def test_the_descriptor_may_come_from_elsewhere(host: Simulator, process: Proces
 # SNP_LAUNCH_UPDATE
 
 
+@EVERY_ERA
 def test_update_before_start_is_einval(process: Process) -> None:
     assert Machine.make(process).op(kvm_sev.SNP_LAUNCH_UPDATE)[:2] == (errno.EINVAL, UNTOUCHED)
     assert ready(process).update()[:2] == (errno.EINVAL, UNTOUCHED)
@@ -170,6 +175,7 @@ def test_a_slot_without_private_memory_is_einval(process: Process) -> None:
     assert machine.update(1 << 20, uaddr=at)[:2] == (errno.EINVAL, UNTOUCHED)
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("cause", ["shared", "assigned", "unreadable", "descriptor", "memfd closed", "dead"])
 def test_whatever_stops_the_first_page_is_eio(host: Simulator, process: Process, cause: str) -> None:
     machine = launching(process)
@@ -198,6 +204,7 @@ def test_a_status_on_the_first_page_is_eio(host: Simulator, process: Process) ->
     assert machine.update(0, 8)[:2] == (0, UNTOUCHED)  # reclaimed, so it can be tried again
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("cause", ["shared", "assigned", "unreadable", "slot end"])
 def test_what_stops_a_later_page_is_success_with_less_done(process: Process, cause: str) -> None:
     machine = launching(process)
@@ -302,6 +309,7 @@ def test_update_after_finish_reaches_the_firmware(process: Process) -> None:
 # SNP_LAUNCH_FINISH
 
 
+@EVERY_ERA
 def test_finish_out_of_order(process: Process) -> None:
     assert Machine.make(process).finish()[:2] == (errno.ENOTTY, UNTOUCHED)
     assert ready(process).finish()[:2] == (errno.EINVAL, UNTOUCHED)
@@ -328,6 +336,7 @@ def test_no_id_block_no_keys(process: Process) -> None:
     assert launching(process).finish(auth_key_en=1, id_block_uaddr=1, id_auth_uaddr=1).name == "ok"
 
 
+@EVERY_ERA
 @pytest.mark.parametrize(
     ("block", "auth", "expected"),
     [(0, 0, "EINVAL"), (UNMAPPED, 0, "EFAULT"), (None, 0, "EINVAL"), (None, UNMAPPED, "EFAULT")],
@@ -344,6 +353,7 @@ def test_a_bad_id_block_pointer_burns_the_vm(
     assert host.guest_count() == 1
 
 
+@EVERY_ERA
 def test_a_refused_id_block_burns_the_vm(process: Process) -> None:
     machine = launching(process)
     block, auth = process.memory.place(bytes(96)), process.memory.place(bytes(4096))
@@ -376,6 +386,7 @@ def test_a_debug_register_that_is_set_is_einval(process: Process) -> None:
     assert machine.finish()[:2] == (errno.EINVAL, UNTOUCHED)
 
 
+@EVERY_ERA
 def test_vmsas_go_through_the_callers_descriptor_and_the_end_through_the_remembered(process: Process) -> None:
     machine = launching(process)
     assert machine.finish(sev_fd=99)[:2] == (errno.EBADF, UNTOUCHED)
@@ -384,6 +395,7 @@ def test_vmsas_go_through_the_callers_descriptor_and_the_end_through_the_remembe
     assert machine.finish(sev_fd=other)[:2] == (errno.EBADF, 0)
 
 
+@EVERY_ERA
 def test_reopening_on_the_remembered_number_heals(process: Process) -> None:
     machine = launching(process, vcpus=0)
     process.close(machine.sev)

@@ -24,7 +24,7 @@ from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import PAGE, UNTOUCHED, Machine, attempt
 from tests.support.legacy_machine import ES, ES_POLICY, SEV, LegacyMachine, expected, guest_view, owners_start
-from tests.support.simulated import template
+from tests.support.simulated import EVERY_ERA, template
 
 UNMAPPED = 0x1000
 DEFAULT = kvm.VM_TYPE_DEFAULT
@@ -36,10 +36,10 @@ OF_GUESTS = [number for number in STRUCTURES if number not in (ids.SEV_INIT, ids
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Simulator]:
+def host(tmp_path: Path, era: str) -> Iterator[Simulator]:
     """Rome: SEV and SEV-ES, without SNP."""
     shutil.copytree(template("rome"), tmp_path, dirs_exist_ok=True)
-    simulator = Simulator.open(tmp_path, product="rome", seed=1)
+    simulator = Simulator.open(tmp_path, product="rome", seed=1, kernel_era_name=era)
     yield simulator
     simulator.close()
 
@@ -100,6 +100,7 @@ REMEMBERED = [
 ]
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("number", REMEMBERED)
 def test_the_descriptor_of_the_start_is_remembered_by_its_number(started: LegacyMachine, number: int) -> None:
     """What the envelope says is not looked at; another file on the number is EBADF, the device again heals it."""
@@ -114,6 +115,7 @@ def test_the_descriptor_of_the_start_is_remembered_by_its_number(started: Legacy
     assert started.op(number, filled(started, number), sev_fd=device).error != UNTOUCHED
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("number", REMEMBERED)
 def test_before_any_start_descriptor_0_is_asked_of_handle_0(process: Process, number: int) -> None:
     guest = LegacyMachine(process)
@@ -125,12 +127,14 @@ def test_before_any_start_descriptor_0_is_asked_of_handle_0(process: Process, nu
     assert short(guest.op(number, filled(guest, number), sev_fd=guest.machine.device)) == (EBADF, UNTOUCHED)
 
 
+@EVERY_ERA
 def test_before_any_start_descriptor_0_may_be_another_file(process: Process) -> None:
     process.open("/dev/kvm", 0)
     guest = LegacyMachine(process)
     assert short(guest.op(ids.LAUNCH_MEASURE, abi.LaunchMeasure())) == (EBADF, UNTOUCHED)
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("number", [ids.LAUNCH_START, ids.RECEIVE_START])
 def test_a_start_takes_the_callers_descriptor(guest: LegacyMachine, number: int) -> None:
     there = guest.place(b"\1" * 16)
@@ -168,6 +172,7 @@ BLOB_CASES: dict[str, tuple[int, int, int]] = {
 }
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("which", ["dh", "session"])
 @pytest.mark.parametrize("case", BLOB_CASES)
 def test_blobs_of_the_start(guest: LegacyMachine, case: str, which: str) -> None:
@@ -427,6 +432,7 @@ LENGTHS: dict[str, tuple[int | None, int, int, int, int | None]] = {
 }
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("case", LENGTHS)
 @pytest.mark.parametrize("number", [ids.LAUNCH_MEASURE, ids.GET_ATTESTATION_REPORT])
 def test_lengths(started: LegacyMachine, number: int, case: str) -> None:
@@ -516,6 +522,7 @@ SECRETS: dict[str, tuple[dict[str, int], int]] = {
 }
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("case", SECRETS)
 def test_secrets_that_do_not_reach_the_firmware(started: LegacyMachine, case: str) -> None:
     changes, wanted = SECRETS[case]

@@ -19,7 +19,7 @@ from sev.abi import sev_certificate as certificates
 from sevd.simulator import Simulator
 from tests.support.caller import PAGE, UNTOUCHED, Outcome
 from tests.support.legacy_machine import LegacyMachine, guest_view
-from tests.support.simulated import template
+from tests.support.simulated import EVERY_ERA, template
 
 UNMAPPED = 0x1000
 EIO, EINVAL, EFAULT, ENOMEM = errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOMEM
@@ -28,13 +28,13 @@ Boot = Callable[..., Simulator]
 
 
 @pytest.fixture
-def boot(tmp_path: Path) -> Iterator[Boot]:
+def boot(tmp_path: Path, era: str) -> Iterator[Boot]:
     with ExitStack() as stack:
 
         def started(product: str, name: str = "") -> Simulator:
             folder = tmp_path / (name or product)
             shutil.copytree(template(product), folder)
-            host = Simulator.open(folder, product=product, seed=1)
+            host = Simulator.open(folder, product=product, seed=1, kernel_era_name=era)
             stack.callback(host.close)
             return host
 
@@ -170,6 +170,7 @@ def test_a_tampered_packet_or_session_is_refused(boot: Boot) -> None:
 # Rules.
 
 
+@EVERY_ERA
 def test_the_probe_of_send_start(host: Simulator) -> None:
     guest = LegacyMachine(host.process()).running()
     outcome = guest.op(ids.SEND_START, abi.SendStart(policy=7))
@@ -196,6 +197,7 @@ SEND_STARTS: dict[str, tuple[dict[str, int], int, int, int | None]] = {
 }
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("case", SEND_STARTS)
 def test_send_start(host: Simulator, case: str) -> None:
     changes, number, error, after = SEND_STARTS[case]
@@ -250,6 +252,7 @@ def test_send_update(host: Simulator, case: str) -> None:
     assert outcome.data == request.encode()
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("which", ["hdr_len", "trans_len"])
 def test_the_probe_of_send_update(host: Simulator, which: str) -> None:
     guest = LegacyMachine(host.process()).running(0, bytes(PAGE))

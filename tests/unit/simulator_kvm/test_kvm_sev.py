@@ -19,7 +19,7 @@ from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from sevd.simulator.versions import parse
 from tests.support.caller import PAGE, UNTOUCHED, Machine, attempt, launching, ready
-from tests.support.simulated import simulated_host
+from tests.support.simulated import EVERY_ERA, simulated_host
 
 UNMAPPED = 0x1000
 LEGACY_OF_SEV = (2, 3, 5, 6, 7, 8, 9, 11, 12, 15, 16, 17, 18, 20, 21)
@@ -30,10 +30,12 @@ def machine(process: Process) -> Machine:
     return Machine.make(process)
 
 
+@EVERY_ERA
 def test_no_argument_is_the_probe(machine: Machine) -> None:
     assert machine.ioctl(kvm.KVM_MEMORY_ENCRYPT_OP, 0) == "ok"
 
 
+@EVERY_ERA
 def test_an_unreadable_envelope_is_efault(machine: Machine) -> None:
     assert machine.ioctl(kvm.KVM_MEMORY_ENCRYPT_OP, UNMAPPED) == "EFAULT"
     assert machine.ioctl(kvm.KVM_MEMORY_ENCRYPT_OP, bytes(23)) == "EFAULT"
@@ -46,11 +48,13 @@ def test_a_kernel_without_sev_is_enotty(host: Simulator, machine: Machine) -> No
     assert machine.ioctl(kvm.KVM_MEMORY_ENCRYPT_REG_REGION, UNMAPPED) == "ENOTTY"
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("number", [10, 14, 19, 23, 24, 99, 104, 1000, (1 << 32) - 1])
 def test_unknown_and_unimplemented_ids_are_einval(machine: Machine, number: int) -> None:
     assert machine.op(number)[:2] == (errno.EINVAL, UNTOUCHED)
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("number", [0, 1, 2, 6, 10, 16, 22, 99])
 def test_ids_below_100_are_eperm_on_snp(machine: Machine, number: int) -> None:
     machine.init2()
@@ -72,6 +76,7 @@ def sev_guest(process: Process) -> Machine:
     return machine
 
 
+@EVERY_ERA
 def test_sev_guests_have_no_snp_commands(host: Simulator, process: Process) -> None:
     machine = sev_guest(process)
     assert host.asids()["sev"][1] == 1
@@ -149,6 +154,7 @@ def test_init2_twice_after_vcpus_and_unreadable(host: Simulator, process: Proces
     assert host.asids()["sev_es"][1] == 1
 
 
+@EVERY_ERA
 def test_init2_takes_no_descriptor(host: Simulator, machine: Machine) -> None:
     machine.process.close(machine.sev)
     assert machine.op(kvm_sev.SEV_INIT2, kvm_sev.SevInit(), sev_fd=-1).name == "ok"
@@ -169,6 +175,7 @@ def test_a_platform_that_cannot_be_initialised_costs_no_asid(host: Simulator, ma
     assert machine.init2()[:2] == (0, 0)
 
 
+@EVERY_ERA
 def test_a_full_range_is_ebusy_and_recycled_with_one_flush(host: Simulator, process: Process) -> None:
     total = host.asids()["sev_es"][0]
     machines = [Machine.make(process) for _ in range(total + 1)]
@@ -257,6 +264,7 @@ def test_regions(process: Process) -> None:
 # Whose VM it is, and how long it lives.
 
 
+@EVERY_ERA
 def test_another_process_gets_eio(host: Simulator, process: Process) -> None:
     machine = ready(process)
     vcpu = process.dup(machine.vcpu(7))
@@ -287,6 +295,7 @@ def test_a_received_kvm_makes_the_receivers_vms(host: Simulator, process: Proces
     other.exit()
 
 
+@EVERY_ERA
 @pytest.mark.parametrize("last", ["vm", "vcpu", "memfd", "sent"])
 def test_the_last_descriptor_frees_the_asid(host: Simulator, process: Process, last: str) -> None:
     machine = launching(process, vcpus=0)
@@ -308,6 +317,7 @@ def test_the_last_descriptor_frees_the_asid(host: Simulator, process: Process, l
     other.exit()
 
 
+@EVERY_ERA
 def test_closing_the_sev_device_frees_nothing(host: Simulator, process: Process) -> None:
     machine = launching(process)
     process.close(machine.sev)
