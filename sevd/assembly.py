@@ -22,7 +22,7 @@ from sev.errors import UsageError
 from sev.host.facts import kernel_facts
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 from sevd.access.descriptors import Descriptors, Shared
-from sevd.access.gate import GateLimits
+from sevd.access.accounts import GateLimits
 from sevd.access.identity import Caller
 from sevd.access.listeners import FD, METRICS, Listener
 from sevd.access.policy import AccessPolicy
@@ -40,6 +40,7 @@ from sevd.audit import Audit
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
 from sevd.devices.scheduler import Scheduler
+from sevd.endorsements.table_file import TableFile
 from sevd.events import Event, Events
 from sevd.guests.limits import Limits
 from sevd.guests.service import Guests
@@ -54,6 +55,7 @@ from sevd.platform.host import HostPlatform
 from sevd.platform.occupancy import Occupancy
 from sevd.platform.sev import SevPlatform
 from sevd.platform.snp import SnpPlatform
+from sevd.platform.vlek import VlekMemory
 from sevd.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -67,9 +69,21 @@ GOING_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-def gate_limits(settings: Settings) -> GateLimits:
-    """The connection limits of a configuration."""
-    return GateLimits(settings.connections, settings.connections_per_identity)
+def server_limits(settings: Settings) -> ServerLimits:
+    """The limits on connections and calls of a configuration."""
+    gate = GateLimits(settings.connections, settings.connections_per_identity)
+    return ServerLimits(gate, settings.calls_per_identity, settings.message_bytes, settings.bytes_in_flight)
+
+
+def guest_limits(settings: Settings) -> Limits:
+    """The limits on guests of a configuration."""
+    return Limits(
+        guests=settings.guests_per_identity,
+        memory_bytes=settings.guest_memory_per_identity,
+        launches_per_minute=settings.launches_per_minute,
+        vcpus_per_guest=settings.vcpus_per_guest,
+        watches=settings.watches_per_identity,
+    )
 
 
 class Assembly:
@@ -84,6 +98,7 @@ class Assembly:
         self._settings = settings
         self.parts = parts
         self.events = Events(simulated=parts.simulated)
+        self.events.watches = settings.watches_per_identity
         self._tally = Tally()
         self.scheduler = Scheduler(observe=self._observed)
         self._audit, self._journal = _records(settings, state)
@@ -100,12 +115,7 @@ class Assembly:
             parts.machines,
             self.scheduler,
             self.events,
-            limits=Limits(
-                guests=settings.guests_per_identity,
-                memory_bytes=settings.guest_memory_per_identity,
-                vcpus_per_guest=settings.vcpus_per_guest,
-                watches=settings.watches_per_identity,
-            ),
+            limits=guest_limits(settings),
             simulated=parts.simulated,
             plain=settings.plain_guests,
             technologies=settings.technologies,
@@ -124,7 +134,8 @@ class Assembly:
             max_age=parts.asids_age,
         )
         folder = state.folder("endorsements")
-        self._endorsements = LateEndorsements(lambda: self._make_endorsements(folder), self._identity)
+        self._table = _table(settings)
+        self._endorsements = LateEndorsements(lambda: self._make_endorsements(folder), self._table)
         product = products.by_name(parts.facts.product) if parts.facts.product else None
         self._platform = SnpPlatform(
             self._device,
@@ -135,6 +146,7 @@ class Assembly:
             quiet=quiet,
             changed=self.host.changed,
         )
+            vlek=VlekMemory(state.path / "vlek.json"),
         self._sev = SevPlatform(
             self._device,
             self.events,
@@ -143,13 +155,13 @@ class Assembly:
             simulated=parts.simulated,
             quiet=quiet,
             refresh=self.host.refresh,
-            renew=self._renew_endorsements,
+            changing=self._endorsements.changing,
         )
         self._appearing = Appearing(
             parts.missing,
             None if parts.look is None else self._look_again,
             self.host,
-            self._renew_endorsements,
+            self._taken_into_use,
             self.events,
             pause=GOING_SECONDS if parts.may_go else PAUSE_SECONDS,
             forever=parts.may_go,
@@ -176,7 +188,7 @@ class Assembly:
             policy=policy,
             audit=self._audit,
             journal=self._journal,
-            limits=ServerLimits(gate_limits(settings), settings.calls_per_identity, settings.message_bytes),
+            limits=server_limits(settings),
             missing=parts.missing_for,
             tally=self._tally,
             hidden=()
@@ -189,9 +201,9 @@ class Assembly:
     async def start(self) -> None:
         """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
         await self.host.refresh()
+        self._endorsements.start()  # first of all: it takes the lock of the certificate table
         await self.guests.open()
         await self.server.start()
-        self._endorsements.start()
         self._appearing.start()
 
     def open(self, listeners: Iterable[Listener]) -> None:
@@ -211,7 +223,9 @@ class Assembly:
         """Takes what a reload may change."""
         self._settings = settings
         self._descriptors.reload(policy)
-        self.server.reload(policy, gate_limits(settings), settings.calls_per_identity)
+        self.server.reload(policy, server_limits(settings))
+        self.guests.limit(guest_limits(settings))
+        self.events.watches = settings.watches_per_identity
 
     async def stop(self) -> None:
         """Ends calls, guests and streams, and gives everything back."""
@@ -223,7 +237,7 @@ class Assembly:
             task.cancel()
         await self._appearing.close()
         await self._endorsements.close()
-        await self._device.close()
+        await self._device.close()  # with it end the commands under way, which hold the certificate table
         if not await asyncio.to_thread(self.scheduler.close):
             log.error("a firmware command is still running: the daemon ends without it")
         self._journal.close()
@@ -247,7 +261,7 @@ class Assembly:
         }
         simulator: Skin = NoSimulatorSkin()
         if self.parts.simulated:
-            simulator = SimulatorSkin(self.guests, self._endorsements.table)
+            simulator = SimulatorSkin(self.guests, self._endorsements.reading)
         skins: dict[str, Skin] = {
             "HostService": HostSkin(
                 self.host,
@@ -323,10 +337,8 @@ class Assembly:
         assert self.parts.look is not None
         return self._facts(self.parts.look())
 
-    async def _renew_endorsements(self) -> None:
-        identity = await self._identity()
-        async with self._endorsements.exclusive():
-            await self._endorsements.refresh(identity)
+    async def _taken_into_use(self) -> None:
+        await self._endorsements.update()
 
     async def _identity(self) -> ChipIdentity:
         return await self._platform.identity()
@@ -341,13 +353,18 @@ class Assembly:
             self.events,
             source=self.parts.endorsements,
             scheduler=self.scheduler,
-            table_path=self._settings.certificate_table,
+            table=self._table,
+            ask=self._identity,
             simulated=self.parts.simulated,
-            wait_seconds=self._settings.table_wait_seconds,
         )
 
 
 def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:
+def _table(settings: Settings) -> TableFile | None:
+    path = settings.certificate_table
+    return TableFile(path, wait_seconds=settings.table_wait_seconds) if path is not None else None
+
+
     try:
         trail = settings.audit_file or state.path / "audit.jsonl"
         audit = Audit(trail, file_bytes=settings.audit_file_bytes, files=settings.audit_files)

@@ -1,20 +1,23 @@
 """The endorsements, opened while the daemon serves already.
 
-Reading certificates and checking chains takes time, and most calls do not need them: whoever does waits for it.
+Reading certificates and checking chains takes time, and most calls do not need them: whoever does waits for it. The
+certificate table's lock is taken before anything else and held until the table is made: what an earlier daemon left in
+it, which may have been killed or not have run while the platform changed, goes to no guest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sev.errors import SevError
 
 if TYPE_CHECKING:
-    from sevd.endorsements import ChipIdentity, Endorsement, Endorsements, EndorsementSet
+    from sevd.endorsements import Endorsement, Endorsements, EndorsementSet
+    from sevd.endorsements.table_file import TableFile
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +25,14 @@ log = logging.getLogger(__name__)
 class LateEndorsements:
     """What `sevd.endorsements.Endorsements` offers, for callers that may come before it is open."""
 
-    def __init__(self, make: Callable[[], Endorsements], identity: Callable[[], Awaitable[ChipIdentity]]) -> None:
+    def __init__(self, make: Callable[[], Endorsements], table: TableFile | None = None) -> None:
         """
         Args:
-            make: Makes the store. Runs on a thread.
-            identity: Asks the platform which chip this is. Raises SevError where there is none.
+            make: Makes the store, with the table. Runs on a thread.
+            table: The certificate table's file; None for none.
         """
         self._make = make
-        self._identity = identity
+        self._table = table
         self._opening: asyncio.Task[Endorsements] | None = None
 
     def start(self) -> None:
@@ -45,42 +48,64 @@ class LateEndorsements:
         """Checks and keeps certificates; answers those that were taken."""
         return await (await self._opened()).import_(contents, validate_only=validate_only)
 
-    async def table(self) -> bytes:
-        """The certificate table that guests receive."""
-        return (await self.current()).certificate_table
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Callable[[], bytes]]:
+        """Holds the table's read lock; what it gives reads the table, which fits a report that is made meanwhile."""
+        await self._opened()
+        if self._table is None:
+            yield lambda: b""
+            return
+        async with self._table.shared() as read:
+            yield read
 
     @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        """Holds the table's write lock."""
-        async with (await self._opened()).exclusive():
+    async def changing(self) -> AsyncIterator[None]:
+        """Holds the table's write lock around a command that changes what reports show; see `Endorsements.changing`."""
+        async with (await self._opened()).changing():
             yield
 
-    async def refresh(self, identity: ChipIdentity) -> EndorsementSet:
-        """Makes set and table fit this chip; `exclusive` must be held."""
-        return await (await self._opened()).refresh(identity)
+    async def update(self) -> EndorsementSet:
+        """Makes set and table fit what the platform says now. Raises NotNow, KernelError."""
+        return await (await self._opened()).update()
+
+    async def mend(self) -> None:
+        """Tries again to make a table fit that could not be made to. Never raises SevError."""
+        endorsements = await self._opened()
+        if endorsements.stale:
+            try:
+                await endorsements.update()
+            except SevError as error:
+                log.debug("the certificate table still does not fit: %s", error.message)
 
     async def close(self) -> None:
         """Closes the table's file; an opening under way is given up."""
-        if self._opening is None:
-            return
-        self._opening.cancel()
-        await asyncio.wait([self._opening])
-        if not self._opening.cancelled() and self._opening.exception() is None:
-            self._opening.result().close()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+            if not self._opening.cancelled() and self._opening.exception() is None:
+                self._opening.result().close()
+        if self._table is not None:
+            self._table.close()
 
     async def _opened(self) -> Endorsements:
         assert self._opening is not None, "start comes first"
         return await asyncio.shield(self._opening)
 
     async def _open(self) -> Endorsements:
-        endorsements = await asyncio.to_thread(self._make)
-        identity: ChipIdentity | None = None
-        try:
-            identity = await self._identity()
-        except SevError as error:
-            log.info("the chip cannot be asked who it is: %s", error.message)
-        await endorsements.open(identity)
-        return endorsements
+        async with AsyncExitStack() as stack:
+            refused: SevError | None = None
+            if self._table is not None:
+                try:
+                    await stack.enter_async_context(self._table.exclusive())
+                except SevError as error:
+                    refused = error  # a reader that hangs must not keep the daemon from serving
+            endorsements = await asyncio.to_thread(self._make)
+            await endorsements.load()
+            if refused is None:
+                await endorsements.settle()
+            else:
+                endorsements.mark_stale(refused)
+            return endorsements
 
 
 def _report(opening: asyncio.Task[Endorsements]) -> None:

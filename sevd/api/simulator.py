@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from sev.errors import NotOffered
 from sev.v1 import simulator_pb2 as pb
@@ -15,19 +16,20 @@ from sevd.guests.service import Guests
 class SimulatorSkin(PlainSkin):
     """Serves SimulatorService on a simulated host."""
 
-    def __init__(self, guests: Guests, certificate_table: Callable[[], Awaitable[bytes]]) -> None:
-        """`certificate_table` answers the table that guests receive with a report; empty if there is none."""
+    def __init__(self, guests: Guests, reading: Callable[[], AbstractAsyncContextManager[Callable[[], bytes]]]) -> None:
+        """`reading` holds the table that guests receive with a report, as a VMM does; what it gives reads it."""
         self._guests = guests
-        self._certificate_table = certificate_table
+        self._reading = reading
 
     async def request_guest_report(
         self, caller: Caller, request: pb.RequestGuestReportRequest
     ) -> pb.RequestGuestReportResponse:
         """MSG_REPORT_REQ of the guest."""
-        report = await self._guests.guest_report(
-            caller, request.guest_id, request.report_data, vmpl=request.vmpl, key_selection=request.key_selection
-        )
-        return pb.RequestGuestReportResponse(report=report, certificate_table=await self._certificate_table())
+        async with self._reading() as read:
+            report = await self._guests.guest_report(
+                caller, request.guest_id, request.report_data, vmpl=request.vmpl, key_selection=request.key_selection
+            )
+            return pb.RequestGuestReportResponse(report=report, certificate_table=read())
 
     async def request_guest_key(self, caller: Caller, request: pb.RequestGuestKeyRequest) -> pb.RequestGuestKeyResponse:
         """MSG_KEY_REQ of the guest."""

@@ -66,9 +66,18 @@ class ChipIdentity(NamedTuple):
         chip_id: 64 bytes, or 8 from Turin on.
         reported_tcb: The TCB that reports show.
         vlek_loaded: Reports are signed by a VLEK unless the guest asks otherwise.
+        vlek_tcb: The TCB that the loaded VLEK is for; None: the reported one, as when it was loaded.
+        vcek_masked: The VCEK may not sign: without a VLEK reports have no signature.
     """
 
     product: Product
     chip_id: bytes
     reported_tcb: TcbVersion
     vlek_loaded: bool
+    vlek_tcb: TcbVersion | None = None
+    vcek_masked: bool = False
+
+    @property
+    def vlek_fits(self) -> bool:
+        """A VLEK is loaded, and for the TCB that reports show: otherwise no certificate fits both key and report."""
+        return self.vlek_loaded and self.vlek_tcb in (None, self.reported_tcb)

@@ -4,28 +4,29 @@ Certificates come from imported files and, on a simulated platform, from the sim
 origin, each is checked against the trusted roots and this chip before it is kept or shown (sevd.endorsements.check).
 Imports of a simulated platform lie in a folder of their own: they never mix with AMD's.
 
-The table holds VCEK, ASK and ARK, or VLEK, ASVK and ARK where a VLEK signs. It holds no revocation list: guests must
-not take one from their host, and a list runs out while the table lies there.
+What goes into the table is in `sevd.endorsements.fitting`. It holds no revocation list: guests must not take one from
+their host, and a list runs out while the table lies there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sev.abi import cert_table
 from sev.certs.files import load_all
-from sev.errors import MalformedInput, SevError, UsageError
+from sev.errors import DeviceMissing, KernelError, MalformedInput, NotOffered, SevError, UsageError
+from sevd.endorsements import fitting
 from sevd.endorsements.check import check_certificate, check_genuine, check_list, kind_of, product_of, tcb_of
 from sevd.endorsements.model import ChipIdentity, Endorsement, EndorsementKind, EndorsementSet
 from sevd.endorsements.store import Store, Stored, entry
 from sevd.endorsements.table_file import WAIT_SECONDS, TableFile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from sev.certs import Certificate, Crl, Roots
@@ -38,12 +39,6 @@ MAX_CONTENTS = 32
 
 MAX_CONTENT_BYTES = 64 << 10
 """Bytes of one content."""
-
-_TABLE = {
-    False: ((EndorsementKind.VCEK, cert_table.VCEK), (EndorsementKind.ASK, cert_table.ASK)),
-    True: ((EndorsementKind.VLEK, cert_table.VLEK), (EndorsementKind.ASVK, cert_table.ASK)),
-}
-"""Kinds and GUIDs of the table's entries before the ARK's, by whether a VLEK signs."""
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +53,15 @@ class Endorsements:
         source: Answers certificates in DER by kind ("ark", "ask", …) for the TCB reported now; only a simulator can.
         scheduler: Where `source` runs.
         table_path: The certificate table's file; None for none.
+        table: The same, opened; who has it may have its lock already.
+        ask: Asks the platform which chip this is and what it reports. Raises SevError where it does not tell.
         simulated: The platform is simulated.
         now: The time that dates are compared with.
         wait_seconds: How long to wait for readers of the table.
 
     Attributes:
         version: Counts up whenever `current` answers something new.
+        stale: The table could not be made to fit; it is empty, or what readers held on to.
     """
 
     def __init__(
@@ -75,6 +73,8 @@ class Endorsements:
         source: Callable[[], Mapping[str, bytes]] | None = None,
         scheduler: Scheduler | None = None,
         table_path: Path | None = None,
+        table: TableFile | None = None,
+        ask: Callable[[], Awaitable[ChipIdentity]] | None = None,
         simulated: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         wait_seconds: float = WAIT_SECONDS,
@@ -87,13 +87,17 @@ class Endorsements:
         self._now = now
         self._problems: list[str] = []
         self._store = Store(directory / ("simulated" if simulated else "amd"), self._set_aside)
-        self._table = TableFile(table_path, wait_seconds=wait_seconds) if table_path is not None else None
+        if table is None and table_path is not None:
+            table = TableFile(table_path, wait_seconds=wait_seconds)
+        self._table = table
+        self._ask = ask
         self._imported: dict[Path, Stored] = {}
         self._sourced: list[Stored] = []
         self._identity: ChipIdentity | None = None
         self._fresh_until: datetime | None = None
         self._lock = asyncio.Lock()
         self.version = 0
+        self.stale = False
         self._set = EndorsementSet((), cert_table.build(()), ("The platform was not asked yet.",), simulated)
 
     async def open(self, identity: ChipIdentity | None) -> EndorsementSet:
@@ -102,6 +106,15 @@ class Endorsements:
         Args:
             identity: This chip; None while the device is missing.
         """
+        await self.load()
+        try:
+            return await self.renew(identity)
+        except SevError as error:
+            self.mark_stale(error)
+            return self.current()
+
+    async def load(self) -> None:
+        """Reads the store; the table stays as it is."""
 
         def check(stored: Stored, authorities: Sequence[Certificate]) -> None:
             # Dates are left out: what has run out is not damaged.
@@ -115,13 +128,6 @@ class Endorsements:
         lines = [ark.product.name for ark in self._roots.arks if ark.product is not None]
         products = lines if len(lines) == len(self._roots.arks) else None
         self._imported.update(await asyncio.to_thread(self._store.load, check, products))
-        if self._identity is not None:
-            identity = self._identity  # a platform command was quicker, and knows better
-        try:
-            return await self.renew(identity)
-        except SevError as error:
-            self._stale(error)
-            return self.current()
 
     def current(self) -> EndorsementSet:
         """What is at hand for this chip and its reported TCB."""
@@ -138,19 +144,73 @@ class Endorsements:
             async with self._table.exclusive():
                 yield
 
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Holds the write lock around a command that changes what reports show, whatever becomes of it.
+
+        The table is empty meanwhile, and afterwards it fits, or stays empty: who is killed in between leaves nothing
+        behind that does not fit.
+
+        Raises:
+            NotNow, KernelError: As `exclusive`, and if the table cannot be emptied; the command must not be issued.
+        """
+        async with self.exclusive():
+            if self._table is not None:
+                self._table.clear()
+            try:
+                yield
+            finally:
+                await self.settle()
+
+    async def update(self) -> EndorsementSet:
+        """Takes the lock and makes set and table fit what the platform says now. Raises as `exclusive`."""
+        async with self.exclusive():
+            return await self.settle()
+
+    async def settle(self) -> EndorsementSet:
+        """The same while `exclusive` is held. What fails leaves the table empty, and is said; never raises SevError."""
+        identity = self._identity
+        try:
+            if self._ask is not None:
+                identity = None
+                with suppress(DeviceMissing, NotOffered):  # then there are no guests, and nothing fits
+                    identity = await self._ask()
+        except SevError as error:
+            self.mark_stale(error)
+            with suppress(SevError):
+                await self.refresh(None)
+            return self._set
+        try:
+            found = await self.refresh(identity)
+        except SevError as error:
+            self.mark_stale(error)
+            return self._set
+        self.stale = False
+        return found
+
     async def renew(self, identity: ChipIdentity | None) -> EndorsementSet:
         """Takes the lock and refreshes. Raises as `exclusive`, and KernelError."""
         async with self.exclusive():
             return await self.refresh(identity)
 
     async def refresh(self, identity: ChipIdentity | None) -> EndorsementSet:
-        """Makes set and table fit this chip as it reports now; `exclusive` must be held. Raises KernelError."""
+        """Makes set and table fit this chip as it reports now; `exclusive` must be held.
+
+        Raises:
+            SevError: The source does not answer, or the table cannot be written; it is empty then.
+        """
         async with self._lock:
             self._identity = identity
-            self._sourced = await self._ask_source(identity) if identity is not None else []
-            self._rebuild()
-            if self._table is not None:
-                self._table.write(self._set.certificate_table)
+            try:
+                self._sourced = await self._ask_source(identity) if identity is not None else []
+                self._rebuild()
+                if self._table is not None:
+                    self._table.write(self._set.certificate_table)
+            except BaseException:
+                if self._table is not None:
+                    with suppress(KernelError):
+                        self._table.clear()
+                raise
         return self._set
 
     async def import_(self, contents: Sequence[bytes], *, validate_only: bool = False) -> tuple[Endorsement, ...]:
@@ -190,8 +250,16 @@ class Endorsements:
         if not validate_only:
             names = ", ".join(each.kind.name for each in out)
             self._events.publish("endorsements.imported", f"endorsements were imported: {names}")
-            await self.renew(self._identity)
+            await self.update()
         return out
+
+    def mark_stale(self, error: SevError) -> None:
+        """The table could not be made to fit: says so, once until it was."""
+        if self.stale:
+            return
+        self.stale = True
+        log.warning("the certificate table could not be refreshed: %s", error.message)
+        self._events.publish("endorsements.stale", f"the certificate table could not be refreshed: {error.message}")
 
     def close(self) -> None:
         """Closes the table's file."""
@@ -249,7 +317,7 @@ class Endorsements:
         pool += [("import", each) for each in self._imported.values()]
         given = [each.certificate for _, each in pool if each.certificate is not None and each.certificate.is_ca]
         for origin, stored in pool:
-            if identity is None or stored.kind in chosen or not self._fits(stored, identity):
+            if identity is None or stored.kind in chosen or not fitting.fits(stored, identity):
                 continue
             try:
                 if stored.certificate is not None:
@@ -265,26 +333,13 @@ class Endorsements:
         self._fresh_until = min(ends, default=None)
         fresh = EndorsementSet(
             tuple(chosen[kind] for kind in sorted(chosen)),
-            _table(chosen, vlek=identity is not None and identity.vlek_loaded),
-            (*_missing(chosen, identity), *problems, *self._problems),
+            fitting.table(chosen, identity),
+            (*fitting.missing(chosen, identity), *problems, *self._problems),
             self._simulated,
         )
         if fresh != self._set:
             self._set = fresh
             self.version += 1
-
-    @staticmethod
-    def _fits(stored: Stored, identity: ChipIdentity) -> bool:
-        """Whether it is for this product, chip and reported TCB."""
-        if stored.product is not identity.product:
-            return False
-        if stored.certificate is None or stored.certificate.is_ca:
-            return True
-        if stored.kind is EndorsementKind.VCEK:
-            size = identity.product.chip_id_bytes
-            if (stored.certificate.hwid or b"")[:size] != identity.chip_id[:size]:
-                return False
-        return tcb_of(stored.certificate).components() == identity.reported_tcb.components()
 
     @staticmethod
     def _endorsement(stored: Stored, origin: str) -> Endorsement:
@@ -299,31 +354,3 @@ class Endorsements:
         log.warning("%s", sentence)
         self._problems.append(sentence)
         self._events.publish("endorsements.set_aside", sentence)
-
-    def _stale(self, error: SevError) -> None:
-        log.warning("the certificate table could not be refreshed: %s", error.message)
-        self._events.publish("endorsements.stale", f"the certificate table could not be refreshed: {error.message}")
-
-
-def _table(chosen: Mapping[EndorsementKind, Endorsement], *, vlek: bool) -> bytes:
-    entries = [*_TABLE[vlek], (EndorsementKind.ARK, cert_table.ARK)]
-    return cert_table.build([(guid, chosen[kind].der) for kind, guid in entries if kind in chosen])
-
-
-def _missing(chosen: Mapping[EndorsementKind, Endorsement], identity: ChipIdentity | None) -> list[str]:
-    """What a full chain lacks, one sentence each."""
-    if identity is None:
-        return ["The chip is not known: its device is missing, or it has no SEV-SNP."]
-    needed = [kind for kind, _ in _TABLE[identity.vlek_loaded]] + [EndorsementKind.ARK]
-    out = []
-    for kind in needed:
-        if kind in chosen:
-            continue
-        if kind in (EndorsementKind.VCEK, EndorsementKind.VLEK):
-            out.append(
-                f"There is no {kind.name} for the reported TCB ({identity.reported_tcb}) of this chip: fetch it from "
-                "AMD's key distribution service and import it (sev certs import)."
-            )
-        else:
-            out.append(f"There is no {kind.name} of {identity.product.kds_name}: import AMD's certificate chain.")
-    return out

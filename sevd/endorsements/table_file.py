@@ -4,6 +4,10 @@ A VMM holds a shared lock of the open file description (OFD) while a guest's rep
 fit together; whoever changes what reports show holds the exclusive one. A rename would make a new inode, which the
 readers' locks do not cover, so the file is written in place. A reader may hold its lock for ever: waiting is bounded.
 
+A lock goes with the process that held it. So at no moment of a change does the file hold a table that may not fit: it
+is emptied before what it depends on changes, and its first entry, without which there are none, is written last. Who is
+killed in between leaves an empty table.
+
 Source: KVM's documentation of KVM_EXIT_SNP_REQ_CERTS; fcntl(2), open file description locks.
 """
 
@@ -16,26 +20,35 @@ import os
 import stat
 import struct
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sev.errors import KernelError, NotNow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 WAIT_SECONDS = 5.0
 """Seconds to wait for readers."""
 
-POLL_SECONDS = 0.02
-"""Seconds between two looks at the lock; there is no bounded wait in the kernel's interface."""
+POLL_SECONDS = 0.002
+"""Seconds between two looks at the lock; there is no bounded wait in the kernel's interface.
+
+The kernel lets readers overtake a writer that waits: between many readers it finds a gap only if it looks often.
+"""
+
+_ENTRY = 24
+"""Bytes of a table's entry. A table whose first entry is zero is empty (GHCB specification, certificate data)."""
+
+_BIGGEST = 1 << 20
+"""Bytes that are read of a table; a real one has some thousands."""
 
 _HELD = (errno.EAGAIN, errno.EACCES)
 
 
 class TableFile:
-    """The file and its lock. `exclusive` keeps others out; `write` replaces the content while it is held.
+    """The file and its lock. `exclusive` keeps others out; `clear` and `write` change the content while it is held.
 
     Args:
         path: The file; made, with mode 0644, if it is not there.
@@ -78,15 +91,57 @@ class TableFile:
         finally:
             self._mutex.release()
 
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[Callable[[], bytes]]:
+        """Holds a read lock, as a VMM does; what it gives reads the content. Of a file that is not there: empty.
+
+        Raises:
+            NotNow: It is being changed for longer than the wait.
+            KernelError: The file cannot be opened or locked.
+        """
+        deadline = time.monotonic() + self._wait
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            yield lambda: b""
+            return
+        except OSError as error:
+            raise KernelError(error.errno or 0, command=f"open {self.path}") from error
+        try:
+            while not self._lock(fcntl.F_RDLCK, fd):
+                if time.monotonic() >= deadline:
+                    raise NotNow(
+                        f"{self.path} is being changed: its lock was not free within {self._wait:g} s",
+                        remedy="A command that changes the platform is under way; try again.",
+                        metadata={"path": str(self.path)},
+                    )
+                await asyncio.sleep(POLL_SECONDS)
+            yield lambda: os.pread(fd, _BIGGEST, 0)
+        finally:
+            os.close(fd)  # and with it the lock goes
+
+    def clear(self) -> None:
+        """Makes it an empty table; the lock must be held. Raises KernelError: the old content stays."""
+        assert self._held, "clear without the lock"
+        try:
+            self._clear()
+        except OSError as error:
+            raise KernelError(error.errno or 0, command=f"empty {self.path}") from error
+
     def write(self, table: bytes) -> None:
-        """Replaces the content in place; the lock must be held. Raises KernelError."""
+        """Replaces the content in place; the lock must be held. Raises KernelError: the table is empty then."""
         assert self._held, "write without the lock"
         try:
-            done = 0
+            self._clear()
+            done = _ENTRY
             while done < len(table):
                 done += os.pwrite(self._fd, table[done:], done)
             os.ftruncate(self._fd, len(table))
+            if os.pwrite(self._fd, table[:_ENTRY], 0) != min(_ENTRY, len(table)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
             raise KernelError(error.errno or 0, command=f"write {self.path}") from error
 
     def close(self) -> None:
@@ -116,11 +171,16 @@ class TableFile:
         except OSError as error:
             raise KernelError(error.errno or 0, command=f"open {self.path}") from error
 
-    def _lock(self, kind: int) -> bool:
+    def _clear(self) -> None:
+        if os.fstat(self._fd).st_size and os.pwrite(self._fd, bytes(_ENTRY), 0) != _ENTRY:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.ftruncate(self._fd, _ENTRY)  # an entry of zeros, also of a file that had none
+
+    def _lock(self, kind: int, fd: int | None = None) -> bool:
         """F_OFD_SETLK over the whole file; False if somebody else holds it."""
         request = struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
+            fcntl.fcntl(self._fd if fd is None else fd, fcntl.F_OFD_SETLK, request)
         except OSError as error:
             if error.errno in _HELD:
                 return False

@@ -22,6 +22,7 @@ from sevd.platform.views import FirmwareVersion, SevChainView, SevState, SevStat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from sev.launch.platform import SevDevice
     from sevd.access.identity import Caller
@@ -80,7 +81,7 @@ class SevPlatform:
         simulated: The platform is a model.
         quiet: Shared with the launches: no guest is created while a command runs that no guest may meet.
         refresh: Looks again at what the host is.
-        renew: Looks again which certificates fit, after SNP was shut down.
+        changing: Holds the certificate table while a command runs that may shut SNP down, and makes it fit afterwards.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class SevPlatform:
         simulated: bool = False,
         quiet: Quiet | None = None,
         refresh: Callable[[], Awaitable[object]] = _nothing,
-        renew: Callable[[], Awaitable[object]] = _nothing,
+        changing: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._device = device
         self._events = events
@@ -102,7 +103,7 @@ class SevPlatform:
         self._simulated = simulated
         self._quiet = quiet
         self._refresh = refresh
-        self._renew = renew
+        self._changing = changing
 
     async def status(self) -> SevStatusView:
         """PLATFORM_STATUS, decoded, and whether SNP is up.
@@ -151,7 +152,8 @@ class SevPlatform:
 
         Raises:
             ConfirmationMissing: Not confirmed.
-            NotNow: There are guests, which are named; or launches are in flight for longer than is waited.
+            NotNow: There are guests, which are named; or launches are in flight, or the certificate table is being
+                read, for longer than is waited.
             DeviceMissing, FirmwareError, KernelError: Refused.
         """
         command = _Command(
@@ -260,8 +262,9 @@ class SevPlatform:
             return command.issue(device), before
 
         quiet = self._quiet.alone(command.name) if self._quiet is not None and alone else nullcontext()
+        table = self._changing() if alone else nullcontext()
         try:
-            async with quiet:
+            async with quiet, table:
                 if alone:
                     self._occupancy.need_nobody(command.name)  # waiting for the quiet, others may have come
                 answer, before = await self._device.ask(issue, work)
@@ -285,10 +288,6 @@ class SevPlatform:
             self._events.publish(
                 "platform.snp_shut_down", f"{command.name} had the kernel shut SNP down; the next VM brings it up again"
             )
-            try:
-                await self._renew()
-            except SevError as error:
-                self._events.publish("endorsements.stale", f"the certificate table may be stale: {error.message}")
 
     def _alone(self, command: _Command[T], before: SevStatusView, caller: Caller, confirm: bool) -> bool:
         """Whether no guest may be there; checks what the caller must be and say for it.

@@ -1,8 +1,9 @@
-"""The SNP platform: its status, and the four commands that change it.
+"""The SNP platform: its status, and the commands that change it.
 
-What a command changes (reported TCB, masks, VLEK) also changes which certificates guests must be given. So each of the
-four holds the write lock of the certificate table, and the table is refreshed before the lock goes. The firmware's own
-refusals come through; where it would only say INVALID_PARAM, what is known about the reason is added.
+What a command changes (reported TCB, masks, VLEK) also changes which certificates guests must be given. So each of
+them holds the write lock of the certificate table, which is empty meanwhile and is made to fit before the lock goes,
+whatever became of the command. The firmware's own refusals come through; where it would only say INVALID_PARAM or
+BAD_SVN, what is known about the reason is added.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 from sev import status as statuses
 from sev.abi import sev_device as abi
 from sev.abi.tcb import TcbVersion
-from sev.errors import ConfirmationMissing, FirmwareError, MalformedInput, NotOffered, SevError, UsageError
+from sev.errors import ConfirmationMissing, FirmwareError, MalformedInput, NotOffered, UsageError
 from sevd.endorsements.model import ChipIdentity
 from sevd.platform.status import decode
+from sevd.platform.vlek import VlekMemory, need_same_tcb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,15 +34,8 @@ if TYPE_CHECKING:
     class CertificateTable(Protocol):
         """What keeps the guests' certificates in step (sevd.endorsements.Endorsements)."""
 
-        def exclusive(self) -> AbstractAsyncContextManager[None]:
-            """Holds the table's write lock; bounded wait, then NotNow."""
-
-        async def refresh(self, identity: ChipIdentity) -> object:
-            """Makes the table fit; the lock is held."""
-
-
-_VLEK_TCB = slice(0x190, 0x198)
-"""TCB_VERSION in a wrapped hash stick (SEV-SNP firmware ABI, SNP_VLEK_LOAD)."""
+        def changing(self) -> AbstractAsyncContextManager[None]:
+            """Holds the table's write lock around a command, and makes it fit afterwards; bounded wait, then NotNow."""
 
 
 class SnpPlatform:
@@ -54,6 +49,9 @@ class SnpPlatform:
         table: The certificate table; None where there is none to keep.
         quiet: Shared with the launches: a commit falls between none of their steps.
         changed: Called after every change.
+        vlek: Remembers which VLEK is loaded, which the firmware does not tell.
+        firmware_update: Has the firmware replaced by another version (version, TCB or "", commit): only a simulated
+            platform can. Runs on the worker.
     """
 
     def __init__(
@@ -66,6 +64,8 @@ class SnpPlatform:
         table: CertificateTable | None = None,
         quiet: Quiet | None = None,
         changed: Callable[[], None] = lambda: None,
+        vlek: VlekMemory | None = None,
+        firmware_update: Callable[[str, str, bool], None] | None = None,
     ) -> None:
         self._device = device
         self._events = events
@@ -74,6 +74,8 @@ class SnpPlatform:
         self._table = table
         self._quiet = quiet
         self._changed = changed
+        self._vlek = vlek or VlekMemory()
+        self._firmware_update = firmware_update
 
     async def status(self) -> SnpStatusView:
         """SNP_PLATFORM_STATUS, decoded.
@@ -93,7 +95,12 @@ class SnpPlatform:
         def read(device: SevDevice) -> ChipIdentity:
             status = self._read(device)
             return ChipIdentity(
-                product, device.get_id()[: product.chip_id_bytes], status.reported_tcb, status.vlek_loaded
+                product,
+                device.get_id()[: product.chip_id_bytes],
+                status.reported_tcb,
+                status.vlek_loaded,
+                status.vlek.tcb if status.vlek is not None else None,
+                status.mask_chip_key,
             )
 
         return await self._device.ask(read)
@@ -123,12 +130,14 @@ class SnpPlatform:
         reported_tcb: Mapping[str, int] | int | None = None,
         mask_chip_id: bool | None = None,
         mask_chip_key: bool | None = None,
+        follow_committed: bool = False,
         validate_only: bool = False,
     ) -> SnpStatusView:
         """SNP_SET_CONFIG. What is None keeps its value, and so do TCB components that are not named.
 
         Args:
             reported_tcb: Components by name, or the raw integer.
+            follow_committed: The reported TCB is to be the committed one, in place of `reported_tcb`.
             mask_chip_id: CHIP_ID in reports is zero.
             mask_chip_key: The VCEK may not sign.
             validate_only: Check everything, change nothing.
@@ -140,7 +149,7 @@ class SnpPlatform:
             DeviceMissing, NotOffered, NotNow, KernelError: As in `commit`.
         """
         product = self._snp_product()
-        if reported_tcb is None and mask_chip_id is None and mask_chip_key is None:
+        if reported_tcb is None and mask_chip_id is None and mask_chip_key is None and not follow_committed:
             raise UsageError("nothing to change: name a TCB component or a mask", field="reported_tcb")
         if isinstance(reported_tcb, int):
             TcbVersion.from_int(reported_tcb, product)
@@ -162,7 +171,7 @@ class SnpPlatform:
             chip_id = before.mask_chip_id if mask_chip_id is None else mask_chip_id
             chip_key = before.mask_chip_key if mask_chip_key is None else mask_chip_key
             masks = chip_id * abi.SNP_MASK_CHIP_ID | chip_key * abi.SNP_MASK_CHIP_KEY
-            return abi.SnpConfig(tcb.raw, masks)
+            return abi.SnpConfig(0 if follow_committed else tcb.raw, masks)
 
         def check(device: SevDevice) -> SnpStatusView:
             before = self._read(device)
@@ -207,24 +216,27 @@ class SnpPlatform:
         return await self._change(issue, "platform.configured", "the platform's configuration was reset")
 
     async def load_vlek(self, hashstick: bytes, *, validate_only: bool = False) -> SnpStatusView:
-        """SNP_VLEK_LOAD: a wrapped hash stick, 432 bytes. Only an SNP shutdown unloads it.
+        """SNP_VLEK_LOAD: a wrapped hash stick, 432 bytes, in place of the one before; only an SNP shutdown unloads it.
 
         Raises:
             MalformedInput: Not 432 bytes.
-            FirmwareError: BAD_SVN: made for another reported TCB; BAD_MEASUREMENT: for another chip.
+            FirmwareError: BAD_SVN: made for another reported TCB, and the firmware is not asked; both are in the
+                message, and in `metadata` as `hashstick_tcb` and `reported_tcb`. BAD_MEASUREMENT: for another chip.
             DeviceMissing, NotOffered, NotNow, KernelError: As in `commit`.
         """
+        hashstick = bytes(hashstick)
         if len(hashstick) != abi.VLEK_BLOB_SIZE:
             raise MalformedInput(f"hashstick: {len(hashstick)} bytes, expected {abi.VLEK_BLOB_SIZE}", field="hashstick")
 
         def check(device: SevDevice) -> SnpStatusView:
             status = self._read(device)
-            if bytes(hashstick[_VLEK_TCB]) != status.reported_tcb.encode():
-                raise FirmwareError(statuses.BAD_SVN, command="SNP_VLEK_LOAD")
+            need_same_tcb(hashstick, status.reported_tcb)
             return status
 
         def issue(device: SevDevice) -> SnpStatusView:
+            check(device)
             device.snp_vlek_load(hashstick)
+            self._vlek.loaded(hashstick, self._snp_product())
             return self._read(device)
 
         if validate_only:
@@ -232,9 +244,38 @@ class SnpPlatform:
             return await self._device.ask(check)
         return await self._change(issue, "platform.vlek_loaded", "a VLEK was loaded")
 
+    async def update_firmware(self, version: str, tcb: str = "", *, commit: bool = False) -> SnpStatusView:
+        """SNP_DOWNLOAD_FIRMWARE_EX of a simulated platform: another firmware runs, provisionally unless committed.
+
+        Args:
+            version: Such as "1.55.50".
+            tcb: TCB of that firmware where it is not the usual one, as text; empty: the usual one.
+            commit: Commit it at once.
+
+        Raises:
+            NotOffered: A real platform.
+            FirmwareError: BAD_SVN: below the committed one.
+            UsageError: No such firmware, or no such TCB.
+            DeviceMissing, NotNow, KernelError: As in `commit`.
+        """
+        update = self._firmware_update
+        if update is None:
+            raise NotOffered(
+                "a real platform takes its firmware from the kernel (ccp) or the BIOS",
+                remedy="Install the firmware package of the distribution, and reload ccp or reboot.",
+            )
+
+        def issue(device: SevDevice) -> SnpStatusView:
+            update(version, tcb, commit)
+            return self._read(device)
+
+        needs_quiet = "SNP_DOWNLOAD_FIRMWARE_EX" if commit else ""
+        message = f"firmware {version} runs" + (", committed" if commit else ", provisionally: it is not committed")
+        return await self._change(issue, "platform.firmware_updated", message, needs_quiet=needs_quiet)
+
     def _read(self, device: SevDevice) -> SnpStatusView:
         """Runs on the worker."""
-        return decode(device.snp_status(), self._snp_product(), self._committed_tcb())
+        return self._vlek.noticed(decode(device.snp_status(), self._snp_product(), self._committed_tcb()))
 
     def _snp_product(self) -> Product:
         """The processor line, where it has SNP."""
@@ -258,13 +299,8 @@ class SnpPlatform:
         self, issue: Callable[[SevDevice], SnpStatusView], work: Work, kind: str, message: str, needs_quiet: str
     ) -> SnpStatusView:
         async with self._undisturbed(needs_quiet):
+            # Once the command is issued, whoever asked for it may be gone: the table is made to fit all the same.
             status = await self._device.ask(issue, work)
-            if self._table is not None:
-                # The command is done: whoever asked for it may be gone, the table must fit all the same.
-                try:
-                    await self._table.refresh(await self.identity())
-                except SevError as error:
-                    self._events.publish("endorsements.stale", f"the certificate table is stale: {error.message}")
         self._changed()
         self._events.publish(kind, message, details={"reported_tcb": f"{status.reported_tcb.raw:016x}"})
         return status
@@ -272,7 +308,7 @@ class SnpPlatform:
     @asynccontextmanager
     async def _undisturbed(self, needs_quiet: str) -> AsyncIterator[None]:
         quiet = self._quiet.platform(needs_quiet) if self._quiet is not None and needs_quiet else nullcontext()
-        table = self._table.exclusive() if self._table is not None else nullcontext()
+        table = self._table.changing() if self._table is not None else nullcontext()
         async with quiet, table:
             yield
 

@@ -9,6 +9,8 @@ from sev.host.facts import KernelFacts
 from sev.records import record
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sev.abi.tcb import TcbVersion
 
 
@@ -94,6 +96,22 @@ class HostView:
 
 
 @record
+class VlekView:
+    """The VLEK that is loaded, as far as the daemon knows: the firmware only says that there is one.
+
+    Attributes:
+        tcb: The TCB that it is for.
+        digest: SHA-256 of its wrapped hash stick in hexadecimal; empty if another program loaded it: then the TCB is
+            the one that was reported when this daemon first saw it.
+        loaded_at: When it was loaded; None in the same case.
+    """
+
+    tcb: TcbVersion
+    digest: str = ""
+    loaded_at: datetime | None = None
+
+
+@record
 class SnpStatusView:
     """SNP_PLATFORM_STATUS, decoded (SEV-SNP firmware ABI, SNP_PLATFORM_STATUS).
 
@@ -114,6 +132,7 @@ class SnpStatusView:
         ciphertext_hiding_cap: Ciphertext hiding is possible.
         ciphertext_hiding_en: Ciphertext hiding is on.
         raw: The 32 bytes as the firmware gave them.
+        vlek: The loaded VLEK; None while none is loaded.
     """
 
     state: SnpState
@@ -132,6 +151,7 @@ class SnpStatusView:
     ciphertext_hiding_cap: bool
     ciphertext_hiding_en: bool
     raw: bytes
+    vlek: VlekView | None = None
 
 
 class SevState(IntEnum):

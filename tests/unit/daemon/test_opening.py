@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import struct
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sev.errors import DeviceMissing
+from sev.errors import NotNow
 from sevd.endorsements import EndorsementSet
+from sevd.endorsements.table_file import TableFile
 from sevd.opening import LateEndorsements
 
 SET = EndorsementSet((), b"table", (), True)
@@ -22,10 +27,26 @@ class Store:
 
     def __init__(self) -> None:
         self.said: list[Any] = []
+        self.stale = False
+        self.hinder = asyncio.Event()
 
-    async def open(self, identity: Any) -> EndorsementSet:
-        self.said.append(("open", identity))
+    async def load(self) -> None:
+        self.said.append("load")
+
+    async def settle(self) -> EndorsementSet:
+        self.said.append("settle")
         return SET
+
+    async def update(self) -> EndorsementSet:
+        self.said.append("update")
+        if self.hinder.is_set():
+            raise NotNow("somebody reads")
+        self.stale = False
+        return SET
+
+    def mark_stale(self, error: Any) -> None:
+        self.said.append(error.reason)
+        self.stale = True
 
     def current(self) -> EndorsementSet:
         return SET
@@ -35,26 +56,28 @@ class Store:
         return ()
 
     @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
+    async def changing(self) -> AsyncIterator[None]:
         self.said.append("locked")
         yield
         self.said.append("unlocked")
-
-    async def refresh(self, identity: Any) -> EndorsementSet:
-        self.said.append(("refresh", identity))
-        return SET
 
     def close(self) -> None:
         self.said.append("closed")
 
 
-def late(make: Any, *, missing: bool = False) -> LateEndorsements:
-    async def identity() -> Any:
-        if missing:
-            raise DeviceMissing("no device")
-        return "this chip"
+def late(make: Any, table: TableFile | None = None) -> LateEndorsements:
+    return LateEndorsements(make, table)
 
-    return LateEndorsements(make, identity)
+
+def shared(path: Path) -> int:
+    """A descriptor with the read lock, as a VMM has. Raises BlockingIOError while the table is being changed."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def test_who_comes_early_waits_and_everything_reaches_the_store() -> None:
@@ -72,35 +95,72 @@ def test_who_comes_early_waits_and_everything_reaches_the_store() -> None:
         assert not early.done()
         go.set()
         assert await early is SET
-        assert await endorsements.table() == b"table"
         await endorsements.import_([b"x"], validate_only=True)
-        async with endorsements.exclusive():
-            identity: Any = "that chip"
-            await endorsements.refresh(identity)
+        async with endorsements.changing():
+            pass
+        await endorsements.update()
+        async with endorsements.reading() as read:
+            assert read() == b""  # there is no table
         await endorsements.close()
 
     asyncio.run(run())
-    assert store.said == [
-        ("open", "this chip"),
-        ("import", [b"x"], True),
-        "locked",
-        ("refresh", "that chip"),
-        "unlocked",
-        "closed",
-    ]
+    assert store.said == ["load", "settle", ("import", [b"x"], True), "locked", "unlocked", "update", "closed"]
 
 
-def test_without_a_device_the_store_opens_for_no_chip() -> None:
-    store = Store()
+def test_the_table_is_locked_before_anything_else_and_until_it_is_made(tmp_path: Path) -> None:
+    store, go = Store(), threading.Event()
+    path = tmp_path / "certs.bin"
+    path.write_bytes(b"of an earlier daemon, which was killed")
+
+    def make() -> Any:
+        go.wait(10)
+        return store
 
     async def run() -> None:
-        endorsements = late(lambda: store, missing=True)
+        endorsements = late(make, TableFile(path))
         endorsements.start()
-        await endorsements.current()
+        await asyncio.sleep(0.05)
+        with pytest.raises(BlockingIOError):
+            shared(path)
+        reading = asyncio.ensure_future(_content(endorsements))
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        go.set()
+        assert (await reading).startswith(b"of an earlier")  # this store writes none
+        os.close(shared(path))
         await endorsements.close()
 
     asyncio.run(run())
-    assert store.said == [("open", None), "closed"]
+    assert store.said == ["load", "settle", "closed"]
+
+
+async def _content(endorsements: LateEndorsements) -> bytes:
+    async with endorsements.reading() as read:
+        return read()
+
+
+def test_a_reader_that_hangs_holds_no_start_up_and_the_table_is_mended_later(tmp_path: Path) -> None:
+    store = Store()
+    path = tmp_path / "certs.bin"
+    path.write_bytes(b"table")
+    held = shared(path)
+
+    async def run() -> None:
+        endorsements = late(lambda: store, TableFile(path, wait_seconds=0.1))
+        endorsements.start()
+        assert await endorsements.current() is SET
+        assert store.said == ["load", "NOT_NOW"]
+        store.hinder.set()
+        await endorsements.mend()
+        store.hinder.clear()
+        await endorsements.mend()
+        assert not store.stale
+        await endorsements.mend()  # there is nothing to mend any more
+        await endorsements.close()
+
+    asyncio.run(run())
+    os.close(held)
+    assert store.said == ["load", "NOT_NOW", "update", "update", "closed"]
 
 
 def test_a_failure_is_logged_at_once_and_told_to_whoever_asks(caplog: pytest.LogCaptureFixture) -> None:
@@ -120,20 +180,19 @@ def test_a_failure_is_logged_at_once_and_told_to_whoever_asks(caplog: pytest.Log
     asyncio.run(run())
 
 
-def test_a_stop_gives_an_opening_up() -> None:
-    store = Store()
+def test_a_stop_gives_an_opening_up(tmp_path: Path) -> None:
+    path = tmp_path / "certs.bin"
+
+    class Hanging(Store):
+        async def load(self) -> None:
+            await asyncio.Event().wait()
 
     async def run() -> None:
-        never = asyncio.Event()
-
-        async def identity() -> Any:
-            await never.wait()
-
-        endorsements = LateEndorsements(lambda: store, identity)  # type: ignore[arg-type,return-value]
+        endorsements = late(Hanging, TableFile(path))
         endorsements.start()
         await asyncio.sleep(0.1)
         await asyncio.wait_for(endorsements.close(), 5)
-        await LateEndorsements(lambda: store, identity).close()  # type: ignore[arg-type,return-value]
+        os.close(shared(path))  # the lock went too
+        await late(Hanging).close()
 
     asyncio.run(run())
-    assert store.said == []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sev.abi import cert_table
 from sev.errors import KernelError, NotNow
 from sevd.endorsements.table_file import TableFile
 
@@ -172,4 +173,99 @@ async def test_what_is_no_regular_file_is_refused(tmp_path: Path, what: str) -> 
         await put(table, b"x")
     if what == "a link":
         assert (tmp_path / "target").read_bytes() == b"precious"
+    table.close()
+
+
+CUT = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from sevd.endorsements import table_file
+
+left = int(sys.argv[2])
+real = table_file.os.pwrite, table_file.os.ftruncate
+
+def counted(call):
+    def run(*arguments):
+        global left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return call(*arguments)
+    return run
+
+table_file.os.pwrite, table_file.os.ftruncate = map(counted, real)
+
+async def main():
+    table = table_file.TableFile(Path(sys.argv[1]))
+    async with table.exclusive():
+        table.clear()
+        table.write(b"\x02" * 5000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("before", [b"\x01" * 6000, b"\x01" * 3000, b"", b"\x01" * 5])
+def test_whoever_is_killed_in_between_leaves_the_old_table_the_new_one_or_an_empty_one(
+    tmp_path: Path, before: bytes
+) -> None:
+    path = tmp_path / "certs.bin"
+    seen = []
+    for step in range(20):
+        path.write_bytes(before)
+        ended = subprocess.run([sys.executable, "-c", CUT, str(path), str(step)], check=False).returncode
+        content = path.read_bytes()
+        seen.append(content[:24])
+        assert content == before or content[:24] == bytes(24) or content == b"\x02" * 5000, step
+        if ended == 0:
+            break
+    else:
+        pytest.fail("it never came to its end")
+    assert seen[0] == before[:24]
+    assert seen[-1] == b"\x02" * 24
+    assert len(seen) > 4
+
+
+async def test_a_table_is_empty_while_what_it_depends_on_changes(tmp_path: Path) -> None:
+    table = TableFile(tmp_path / "certs.bin")
+    for before in (b"\x01" * 900, b"short"):
+        await put(table, before)
+        async with table.exclusive():
+            table.clear()
+            assert table.path.read_bytes() == cert_table.build(())
+    table.close()
+
+
+async def test_a_table_that_cannot_be_written_is_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = TableFile(tmp_path / "certs.bin")
+    await put(table, b"\x01" * 900)
+    real = os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        if offset:
+            raise OSError(28, "No space left on device")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr("sevd.endorsements.table_file.os.pwrite", full)
+    async with table.exclusive():
+        with pytest.raises(KernelError) as refused:
+            table.write(b"\x02" * 900)
+        assert refused.value.errno == 28
+        assert table.path.read_bytes() == b""
+    table.close()
+
+
+async def test_readers_of_this_process_hold_the_lock_too(tmp_path: Path) -> None:
+    table = TableFile(tmp_path / "certs.bin", wait_seconds=0.1)
+    async with table.shared() as read:
+        assert read() == b""  # there is no file yet
+    await put(table, b"table")
+    async with table.shared() as read, table.shared() as another:
+        with pytest.raises(NotNow, match="is being read"):
+            await put(table, b"new")
+        assert (read(), another()) == (b"table", b"table")
+    async with table.exclusive():
+        with pytest.raises(NotNow, match="is being changed"):
+            async with table.shared():
+                pytest.fail("it was let in")
     table.close()

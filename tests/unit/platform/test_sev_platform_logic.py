@@ -57,7 +57,7 @@ class Rig:
         self.events = Events(simulated=True)
         self.told: list[Event] = []
         self.events.listen(self.told.append)
-        self.refreshed = self.renewed = 0
+        self.refreshed = self.held = 0
         self.occupants: list[str] = []
         self.device = PlatformDevice(simulator.process(), self.scheduler)
         self.platform = SevPlatform(
@@ -68,7 +68,7 @@ class Rig:
             simulated=True,
             quiet=quiet,
             refresh=self._refresh,
-            renew=self._renew,
+            changing=self._changing,
         )
 
     @property
@@ -83,8 +83,10 @@ class Rig:
     async def _refresh(self) -> None:
         self.refreshed += 1
 
-    async def _renew(self) -> None:
-        self.renewed += 1
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        self.held += 1
+        yield
 
 
 @asynccontextmanager
@@ -190,7 +192,7 @@ async def test_an_owner_comes_and_goes(tmp_path: Path) -> None:
         assert it.kinds == ["platform.pek_imported", "platform.pek_generated"]
         assert [event.details["externally_owned"] for event in it.told] == ["true", "false"]
         assert it.refreshed >= 2
-        assert it.renewed == 0
+        assert it.held == 3  # what takes keys away; what only looks holds nobody up
 
 
 async def test_a_reset_and_what_comes_after_it(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ async def test_a_reset_and_what_comes_after_it(tmp_path: Path) -> None:
         down = await it.platform.status()
         assert (down.state, down.snp_initialized) == (SevState.UNINIT, False)
         assert it.kinds == ["platform.sev_reset", "platform.snp_shut_down"]
-        assert it.renewed == 1
+        assert it.held == 2
         # There is nothing more to shut down, so nothing to confirm.
         again = await it.pdh()
         assert again == await it.pdh()

@@ -25,7 +25,7 @@ from sev.errors import (
     UsageError,
 )
 from sevd.devices import Quiet, Scheduler
-from sevd.endorsements import EndorsementKind, Endorsements
+from sevd.endorsements import ChipIdentity, EndorsementKind, Endorsements
 from sevd.events import Event, Events
 from sevd.platform import PlatformDevice, SnpPlatform, SnpState
 from sevd.simulator import Simulator
@@ -52,6 +52,7 @@ class Rig:
             source=simulator.endorsements,
             scheduler=self.scheduler,
             table_path=folder / "certs.bin",
+            ask=self._identity,
             simulated=True,
             wait_seconds=0.2,
         )
@@ -65,6 +66,9 @@ class Rig:
             changed=self._changed,
         )
         self.path = folder / "certs.bin"
+
+    async def _identity(self) -> ChipIdentity:
+        return await self.platform.identity()
 
     def _changed(self) -> None:
         self.changes += 1
