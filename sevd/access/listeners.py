@@ -43,6 +43,7 @@ class Kind:
         own_mode: File mode if it does not.
         type: Type of its sockets.
         families: Address families that it may be passed in.
+        remote: Its callers are known by their certificates (TLS), not by the kernel.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Kind:
     own_mode: int = 0o600
     type: int = socket.SOCK_STREAM
     families: tuple[int, ...] = (socket.AF_UNIX,)
+    remote: bool = False
 
 
 CLIENT = Kind("sevd", Role.VIEWER, Role.ADMIN, 0o660)
@@ -59,7 +61,8 @@ MONITOR = Kind("monitor", Role.VIEWER, Role.VIEWER, 0o660)
 ADMIN = Kind("admin", Role.ADMIN, Role.ADMIN, 0o600)
 FD = Kind("fd", Role.LAUNCHER, Role.ADMIN, 0o660, type=socket.SOCK_SEQPACKET)
 METRICS = Kind("metrics", Role.VIEWER, Role.VIEWER, 0o660, families=(socket.AF_UNIX, socket.AF_INET, socket.AF_INET6))
-KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN, FD, METRICS)}
+MTLS = Kind("mtls", Role.VIEWER, Role.ADMIN, 0o600, families=(socket.AF_INET, socket.AF_INET6), remote=True)
+KINDS = {kind.name: kind for kind in (CLIENT, MONITOR, ADMIN, FD, METRICS, MTLS)}
 
 
 @mutable_record
@@ -219,7 +222,7 @@ def _take(descriptor: int, name: str, kind: Kind) -> socket.socket:
     if taken.family not in kind.families or taken.type != kind.type or not listening:
         taken.detach()
         word = "stream" if kind.type == socket.SOCK_STREAM else "packet"
-        where = "Unix " if kind.families == (socket.AF_UNIX,) else ""
+        where = "Unix " if kind.families == (socket.AF_UNIX,) else "TCP " if kind.remote else ""
         raise UsageError(f"descriptor {descriptor} ({name}) is no listening {where}{word} socket", field="LISTEN_FDS")
     taken.setblocking(False)
     os.set_inheritable(descriptor, False)

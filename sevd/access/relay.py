@@ -5,6 +5,9 @@ a call needs, and for bulk data splice(2) through a pipe, where the kernel hands
 6.5 and later; elsewhere it copies, and where it is refused the relay goes on copying by itself).
 
 At most BUFFER_BYTES (and a pipe's content) wait per direction: a reader that is slow stops its writer.
+
+The client's end may be something that only looks like a socket (`sevd.access.tls_socket`): then nothing is spliced, and
+nothing is known of its options.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 BUFFER_BYTES = 256 << 10
 """Bytes received at a time; what cannot be sent on at once waits, and nothing more is received meanwhile."""
@@ -32,12 +36,38 @@ net.core.wmem_max."""
 QUIET_TRANSFERS = 256
 """So many small transfers in a row end the splicing of a direction and give its pipe back."""
 
+STUCK_SECONDS = 0.05
+"""Pause of a direction that cannot receive before something was sent the other way."""
+
 LINGER_SECONDS = 5.0
 """How long a client may keep its side open after the server has closed its own."""
 
 _SHARED = bytearray(BUFFER_BYTES)  # one for all: its content never outlives the callback that filled it
 _VIEW = memoryview(_SHARED)
 _FLAGS = 0x03  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+
+
+class Stuck(BlockingIOError):
+    """Nothing can be received before something was sent, although the descriptor is readable."""
+
+
+class End(Protocol):
+    """What is used of a socket, non-blocking."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Receives what is there; 0 at the end. Raises BlockingIOError (Stuck), OSError."""
+
+    def send(self, data: memoryview, /) -> int:
+        """Sends some of it. Raises BlockingIOError, OSError."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Ends a direction."""
+
+    def close(self) -> None:
+        """Closes it."""
 
 
 class Relay:
@@ -48,11 +78,11 @@ class Relay:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        left: socket.socket,
+        left: End,
         right: socket.socket,
         on_end: Callable[[], None],
     ) -> None:
-        """Takes both sockets over (non-blocking, connected): left the client's, right the server's.
+        """Takes both over (non-blocking, connected): left the client's, right the server's.
 
         `on_end` is called once, when both are closed.
         """
@@ -92,12 +122,10 @@ class _Direction:
 
     __slots__ = (
         "_loop", "_pending", "_pipe", "_piped", "_receive", "_relay", "_send", "_small", "_source", "_splicing",
-        "_target", "ended",
+        "_target", "_timer", "ended",
     )  # fmt: skip
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, source: socket.socket, target: socket.socket, relay: Relay
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, source: End, target: End, relay: Relay) -> None:
         self._loop = loop
         self._source = source
         self._target = target
@@ -108,7 +136,8 @@ class _Direction:
         self._pipe: tuple[int, int] | None = None
         self._piped = 0
         self._small = 0
-        self._splicing = True
+        self._splicing = isinstance(source, socket.socket) and isinstance(target, socket.socket)
+        self._timer: asyncio.TimerHandle | None = None
         self.ended = False
         loop.add_reader(source.fileno(), self._readable)
 
@@ -117,7 +146,11 @@ class _Direction:
             self._splice_in()
             return
         try:
-            size = self._receive(_SHARED)
+            size = self._receive(_VIEW)
+        except Stuck:
+            self._loop.remove_reader(self._source.fileno())
+            self._timer = self._loop.call_later(STUCK_SECONDS, self._unstick)
+            return
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -154,6 +187,10 @@ class _Direction:
         self._loop.remove_writer(self._target.fileno())
         self._loop.add_reader(self._source.fileno(), self._readable)
 
+    def _unstick(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._source.fileno(), self._readable)
+
     def _wait_for_target(self) -> None:
         self._loop.remove_reader(self._source.fileno())
         self._loop.add_writer(self._target.fileno(), self._writable)
@@ -169,6 +206,8 @@ class _Direction:
 
     def release(self) -> None:
         """Stops listening and gives the pipe back."""
+        if self._timer is not None:
+            self._timer.cancel()
         if not self.ended:
             self._loop.remove_reader(self._source.fileno())
             if self._pending is not None or self._piped:
@@ -183,7 +222,8 @@ class _Direction:
             return
         self._small = 0
         with contextlib.suppress(OSError):
-            self._target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+            if isinstance(self._target, socket.socket):
+                self._target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         # The user's share of pipe memory may be used up: a smaller pipe serves as well.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)

@@ -24,6 +24,8 @@ def test_every_kind_says_its_mode_and_roles() -> None:
         "monitor": (Role.VIEWER, Role.VIEWER),
         "admin": (Role.ADMIN, Role.ADMIN),
         "fd": (Role.LAUNCHER, Role.ADMIN),
+        "metrics": (Role.VIEWER, Role.VIEWER),
+        "mtls": (Role.VIEWER, Role.ADMIN),
     }
     assert all(not kind.group_mode & 0o007 and kind.own_mode == 0o600 for kind in KINDS.values())
 

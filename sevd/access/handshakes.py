@@ -1,0 +1,198 @@
+"""TLS handshakes under way: bounded in number and in time, and off the event loop.
+
+A handshake costs signatures, and whoever can reach the port can ask for it. So they run on one thread, which the
+event loop only waits for; so many may be under way and no more. If there are too many, the oldest is ended: an honest
+one takes milliseconds, one that is kept half open gets old. Nobody can keep others out by holding places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from sevd.access import refusal
+from sevd.access.client_certificate import chain_of
+from sevd.access.refusal import RemoteRefused
+
+if TYPE_CHECKING:
+    from sevd.access.listeners import Listener
+
+SECONDS = 5.0
+"""How long one may take."""
+
+MOST = 256
+"""How many may be under way."""
+
+log = logging.getLogger(__name__)
+
+_HANDSHAKE = 22  # ContentType handshake (RFC 8446, 5.1)
+_CERTIFICATE = 11  # HandshakeType certificate (RFC 8446, 4)
+
+
+class Handshake:
+    """One of them.
+
+    Attributes:
+        listener: Where the client came to.
+        address: Where it is, for people.
+        tls: Its socket.
+        chain: The certificates that it has shown, in DER, verified or not; empty before.
+    """
+
+    __slots__ = ("address", "chain", "crowded_out", "listener", "task", "tls")
+
+    def __init__(self, listener: Listener, address: str, tls: ssl.SSLSocket) -> None:
+        self.listener = listener
+        self.address = address
+        self.tls = tls
+        self.chain: tuple[bytes, ...] = ()
+        self.crowded_out = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Handshakes:
+    """Those of one daemon. On one event loop.
+
+    Args:
+        done: Called with one that has succeeded; takes its socket over.
+        refused: Called with one that has not, and why; its socket is closed afterwards.
+        seconds: How long one may take.
+        most: How many may be under way.
+    """
+
+    def __init__(
+        self,
+        done: Callable[[Handshake], None],
+        refused: Callable[[Handshake, RemoteRefused], None],
+        *,
+        seconds: float = SECONDS,
+        most: int = MOST,
+    ) -> None:
+        self.seconds = seconds
+        self.most = most
+        self._done = done
+        self._refused = refused
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "sevd-tls")
+        self._running: dict[Handshake, None] = {}  # the oldest first
+        # What a connection belongs to after its handshake: a context that watches no messages.
+        self._quiet = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def begin(self, context: ssl.SSLContext, listener: Listener, client: socket.socket, address: str) -> None:
+        """Begins one on a connected socket, non-blocking, which it takes over; `context` is one of `watched`.
+
+        Raises:
+            OSError: The client is gone already.
+        """
+        tls = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        one = Handshake(listener, address, tls)
+        tls.handshake = one  # type: ignore[attr-defined]
+        while len(self._running) >= self.most:
+            oldest = next(iter(self._running))
+            del self._running[oldest]
+            oldest.crowded_out = True
+            assert oldest.task is not None
+            oldest.task.cancel()
+        self._running[one] = None
+        one.task = self._loop.create_task(self._run(one))
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        running = [one.task for one in self._running if one.task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, one: Handshake) -> None:
+        cause: RemoteRefused | None = None
+        try:
+            async with asyncio.timeout(self.seconds):
+                await self._shake(one)
+            if one.tls.selected_alpn_protocol() != "h2":
+                cause = RemoteRefused("NO_HTTP2")
+        except TimeoutError:
+            cause = RemoteRefused("HANDSHAKE_TIMEOUT", f"{self.seconds:g} s")
+        except asyncio.CancelledError:
+            if not one.crowded_out:
+                one.tls.close()
+                raise
+            cause = RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are")
+        except OSError as error:
+            cause = refusal.of(error)
+        except Exception:
+            log.exception("a TLS handshake with %s failed in an unexpected way", one.address)
+            cause = RemoteRefused("HANDSHAKE_FAILED")
+        finally:
+            self._running.pop(one, None)
+            del one.tls.handshake  # type: ignore[attr-defined]
+        if cause is None:
+            one.tls.context = self._quiet
+            self._done(one)
+            return
+        try:
+            self._refused(one, cause)
+        finally:
+            one.tls.close()
+
+    async def _shake(self, one: Handshake) -> None:
+        """Raises OSError where it fails."""
+        await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
+        while True:
+            step = asyncio.ensure_future(self._loop.run_in_executor(self._thread, one.tls.do_handshake))
+            try:
+                await asyncio.shield(step)
+            except ssl.SSLWantReadError:
+                await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
+            except ssl.SSLWantWriteError:
+                await self._ready(one, self._loop.add_writer, self._loop.remove_writer)
+            except asyncio.CancelledError:
+                # OpenSSL is at it: it never waits, and its socket must not be closed under its hands.
+                with contextlib.suppress(OSError):
+                    await step
+                raise
+            else:
+                return
+
+    async def _ready(self, one: Handshake, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+        """Waits until the socket can be read or written."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+        descriptor = one.tls.fileno()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        add(descriptor, wake)
+        try:
+            await ready
+        finally:
+            remove(descriptor)
+
+
+def watched(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The same context, whose handshakes remember the certificates that they are shown.
+
+    Python tells a certificate that was refused in no other way, and a refusal should name whose it was.
+    """
+    context._msg_callback = _remember  # type: ignore[attr-defined]
+    return context
+
+
+def _remember(
+    tls: ssl.SSLSocket, direction: str, version: int, content_type: int, message_type: int, data: bytes
+) -> None:
+    """Keeps the certificates that a client shows. Called on the thread of the handshake, for every message."""
+    if direction == "read" and content_type == _HANDSHAKE and message_type == _CERTIFICATE:
+        one = getattr(tls, "handshake", None)
+        if one is not None:
+            one.chain = chain_of(data)
