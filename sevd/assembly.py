@@ -145,8 +145,8 @@ class Assembly:
             table=self._endorsements,
             quiet=quiet,
             changed=self.host.changed,
-        )
             vlek=VlekMemory(state.path / "vlek.json"),
+        )
         self._sev = SevPlatform(
             self._device,
             self.events,
@@ -200,8 +200,8 @@ class Assembly:
 
     async def start(self) -> None:
         """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
-        await self.host.refresh()
         self._endorsements.start()  # first of all: it takes the lock of the certificate table
+        await self.host.refresh()
         await self.guests.open()
         await self.server.start()
         self._appearing.start()
@@ -236,8 +236,8 @@ class Assembly:
         for task in self._tasks:
             task.cancel()
         await self._appearing.close()
-        await self._endorsements.close()
         await self._device.close()  # with it end the commands under way, which hold the certificate table
+        await self._endorsements.close()
         if not await asyncio.to_thread(self.scheduler.close):
             log.error("a firmware command is still running: the daemon ends without it")
         self._journal.close()
@@ -359,12 +359,12 @@ class Assembly:
         )
 
 
-def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:
 def _table(settings: Settings) -> TableFile | None:
     path = settings.certificate_table
     return TableFile(path, wait_seconds=settings.table_wait_seconds) if path is not None else None
 
 
+def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:
     try:
         trail = settings.audit_file or state.path / "audit.jsonl"
         audit = Audit(trail, file_bytes=settings.audit_file_bytes, files=settings.audit_files)
