@@ -64,6 +64,11 @@ def prepared(booted: Booted, *, plain_user: bool) -> Iterator[Booted]:
         booted.run("systemctl", "reset-failed", check=False)
 
 
+def outside(booted: Booted, path: str) -> Path:
+    """A path of the system, as it is to be reached from here."""
+    return Path(f"/proc/{booted.pid}/root{path}")
+
+
 def configure(booted: Booted, text: str) -> None:
     booted.write("/etc/sevd/sevd.toml", text)
 
@@ -91,7 +96,7 @@ def crash(booted: Booted) -> None:
 
 
 def workers(booted: Booted) -> set[str]:
-    return set(booted.run("pgrep", "-f", "sevd[.]worker", check=False).stdout.split())
+    return set(booted.run("pgrep", "-f", "sevd[.](daemon_)?worker", check=False).stdout.split())
 
 
 @contextmanager
