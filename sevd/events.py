@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING
 from sev.errors import LimitReached
 from sev.records import field, record
 from sevd.access.identity import Caller
+from sevd.access.roles import Role
 
 QUEUE_EVENTS = 1024
 """Events that one subscriber may lag behind before its subscription ends."""
+
+WATCHES = 32
+"""Subscriptions of one identity."""
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -78,6 +82,8 @@ class Events:
         self._sequence = 0
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
+        self.watches = WATCHES
+        """Subscriptions of one identity that has no limit of its own."""
         self._listeners: list[Callable[[Event], None]] = []
         self._closed = False
 
@@ -121,15 +127,29 @@ class Events:
     def subscribe(self, caller: Caller) -> Subscription:
         """Events from now on that the caller may see. To be called on the event loop; use as an async iterator.
 
-        Raises (while iterating):
-            LimitReached: The subscriber lags too far behind.
+        Raises:
+            LimitReached: Too many subscriptions of this identity; or, while iterating: the subscriber lags too far
+                behind.
         """
+        self._check(caller)
         subscription = Subscription(caller, self._limit, asyncio.get_running_loop(), self._forget)
         with self._lock:
             if self._closed:
                 subscription.end()
             self._subscriptions.add(subscription)
         return subscription
+
+    def _check(self, caller: Caller) -> None:
+        own = caller.limits.watches
+        most = own if own is not None else None if caller.role >= Role.ADMIN else self.watches
+        with self._lock:
+            open_now = sum(one.caller.owner == caller.owner for one in self._subscriptions)
+        if most is not None and open_now >= most:
+            raise LimitReached(
+                f"{open_now + 1} streams of events of one identity: the limit is {most}",
+                remedy="Close streams that are no longer read.",
+                metadata={"limit": "watches", "value": str(most), "in_use": str(open_now)},
+            )
 
     def close(self) -> None:
         """Ends every subscription after what is queued."""
@@ -154,7 +174,7 @@ class Subscription(AsyncIterator[Event]):
         loop: asyncio.AbstractEventLoop,
         forget: Callable[[Subscription], None],
     ) -> None:
-        self._caller = caller
+        self.caller = caller
         self._limit = limit
         self._loop = loop
         self._forget = forget
@@ -165,7 +185,7 @@ class Subscription(AsyncIterator[Event]):
 
     def offer(self, event: Event) -> None:
         """Queues an event that the caller may see. From any thread."""
-        if self._ended or not event.visible_to(self._caller):
+        if self._ended or not event.visible_to(self.caller):
             return
         if len(self._queue) >= self._limit:
             self._overrun = True
@@ -212,6 +232,7 @@ class Subscription(AsyncIterator[Event]):
                 raise LimitReached(
                     f"the subscriber lags more than {self._limit} events behind",
                     remedy="Read faster, or subscribe again and look at the current state.",
+                    metadata={"limit": "watch_backlog", "value": str(self._limit)},
                 )
             if self._ended:
                 self.close()

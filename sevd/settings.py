@@ -52,6 +52,8 @@ class Settings:
     connections: int = 2048
     connections_per_identity: int = 256
     calls_per_identity: int = 256
+    bytes_in_flight: int = 256 << 20
+    launches_per_minute: int = 240
     message_bytes: int = 4 << 20
     guests_per_identity: int = 64
     guest_memory_per_identity: int = 64 << 30
@@ -155,15 +157,20 @@ SETTINGS: tuple[Setting, ...] = (
             _PER, "connections", 1, 1 << 16, live=True),
     Setting("limits.calls_per_identity", "calls_per_identity", "number", "Calls in flight of one identity, streams "
             "included.", _PER, "calls", 1, 1 << 16, live=True),
+    Setting("limits.bytes_in_flight", "bytes_in_flight", "number", "Bytes of requests of one identity that were "
+            "received and are not done with.", _PER, "bytes", 1 << 20, 1 << 40, live=True),
+    Setting("limits.launches_per_minute", "launches_per_minute", "number", "Guests that one identity may create within "
+            "a minute; admins have no limit.", _PER, "launches", 1, 1 << 16, live=True),
     Setting("limits.message_bytes", "message_bytes", "number", "Largest message that is received.",
             "Below 3 MiB memory uploads fail; each call may hold so much memory.", "bytes", 64 << 10, 64 << 20),
     Setting("limits.guests_per_identity", "guests_per_identity", "number", "Guests of one identity; admins have no "
-            "limit.", _PER, "guests", 1, 1 << 16),
+            "limit.", _PER, "guests", 1, 1 << 16, live=True),
     Setting("limits.guest_memory_per_identity", "guest_memory_per_identity", "number", "Guest memory of one identity.",
-            _PER, "bytes", 1 << 20),
-    Setting("limits.vcpus_per_guest", "vcpus_per_guest", "number", "vCPUs of one guest.", _PER, "vCPUs", 1, 4096),
+            _PER, "bytes", 1 << 20, live=True),
+    Setting("limits.vcpus_per_guest", "vcpus_per_guest", "number", "vCPUs of one guest.", _PER, "vCPUs", 1, 4096,
+            live=True),
     Setting("limits.watches_per_identity", "watches_per_identity", "number", "Watch streams of one identity.",
-            _PER, "streams", 1, 1 << 16),
+            _PER, "streams", 1, 1 << 16, live=True),
     Setting("endorsements.certificate_table", "certificate_table", "path", "The certificate table that VMMs hand to "
             "guests.", "VMMs read it under a lock; on a file system without OFD locks it cannot be kept."),
     Setting("endorsements.table_wait_seconds", "table_wait_seconds", "number", "How long a change of the platform "

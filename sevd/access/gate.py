@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sev.errors import LimitReached, NotPermitted, SevError
-from sev.records import mutable_record, record
+from sev.records import mutable_record
+from sevd.access.accounts import Account, Accounts, GateLimits
 from sevd.access.identity import Caller
 from sevd.access.listeners import Listener
 from sevd.access.peer import Peer, peer_of
@@ -43,21 +44,6 @@ log = logging.getLogger(__name__)
 
 
 @mutable_record
-class Account:
-    """What one identity uses at the moment.
-
-    Attributes:
-        owner: The identity.
-        connections: Open connections.
-        calls: Calls in flight.
-    """
-
-    owner: str
-    connections: int = 0
-    calls: int = 0
-
-
-@mutable_record
 class Connection:
     """One admitted connection.
 
@@ -68,6 +54,8 @@ class Connection:
         listener: The socket that it came through.
         account: What its identity uses.
         relay: The bytes' way to the server; None once it has ended.
+        calls: Its calls in flight.
+        held: Bytes of its requests that were received and are not done with.
     """
 
     name: str
@@ -76,6 +64,8 @@ class Connection:
     listener: Listener
     account: Account
     relay: Relay | None = None
+    calls: int = 0
+    held: int = 0
 
     def unit(self) -> str:
         """The systemd unit of the caller, looked up when first asked for; empty if it cannot be told."""
@@ -85,19 +75,6 @@ class Connection:
     def open(self) -> bool:
         """Whether the caller is still connected."""
         return self.relay is not None
-
-
-@record
-class GateLimits:
-    """How many connections there may be.
-
-    Attributes:
-        connections: In all.
-        connections_per_identity: Of one identity.
-    """
-
-    connections: int = 2048
-    connections_per_identity: int = 256
 
 
 class Gate:
@@ -113,7 +90,8 @@ class Gate:
         self._token = secrets.token_hex(16)
         self._counter = itertools.count(1)
         self._listeners: list[Listener] = []
-        self._accounts: dict[str, Account] = {}
+        self.accounts = Accounts()
+        """What each identity uses."""
         self._empty = asyncio.Event()
         self._empty.set()
         self.connections: dict[str, Connection] = {}
@@ -141,6 +119,7 @@ class Gate:
             caller = policy.caller(connection.peer, floor=kind.floor, ceiling=kind.ceiling)
             if caller is not None:
                 connection.caller = caller
+                self._move(connection, self.accounts.of(caller.owner))
             elif connection.relay is not None:
                 connection.relay.close()
 
@@ -201,8 +180,16 @@ class Gate:
             raise
         try:
             caller = self._caller(listener, peer)
-            account = self._accounts.get(caller.owner) or Account(caller.owner)
-            self._check_limits(account)
+            if len(self.connections) >= self._limits.connections:
+                raise LimitReached(
+                    f"{len(self.connections)} connections are open: no more are allowed in all",
+                    metadata={"limit": "connections", "value": str(self._limits.connections)},
+                )
+            account = self.accounts.of(caller.owner)
+            try:
+                account.admit_connection(caller, self._limits)
+            finally:
+                self.accounts.settle(account)
         except SevError as error:
             self._audit.connection_refused(listener.kind.name, peer, error)
             peer.close()
@@ -211,8 +198,6 @@ class Gate:
         connection = Connection(f"unix-abstract:{name}", caller, peer, listener, account)
         # Known before the first byte can reach the server.
         self.connections[connection.name] = connection
-        self._accounts[caller.owner] = account
-        account.connections += 1
         self._empty.clear()
         self._join(connection, client, name, self._loop.time() + DIAL_SECONDS)
 
@@ -242,26 +227,17 @@ class Gate:
             )
         return caller
 
-    def _check_limits(self, account: Account) -> None:
-        if account.connections >= self._limits.connections_per_identity:
-            raise LimitReached(
-                f"{account.owner} has {account.connections} connections: no more are allowed to one identity",
-                remedy="Use one connection for many calls.",
-                metadata={"limit": "connections_per_identity", "value": str(self._limits.connections_per_identity)},
-            )
-        if len(self.connections) >= self._limits.connections:
-            raise LimitReached(
-                f"{len(self.connections)} connections are open: no more are allowed in all",
-                metadata={"limit": "connections", "value": str(self._limits.connections)},
-            )
+    def _move(self, connection: Connection, account: Account) -> None:
+        """The connection may belong to another identity than before, and its calls with it."""
+        before, connection.account = connection.account, account
+        if before is not account:
+            self.accounts.move(1, connection.calls, connection.held, before, account)
 
     def _ended(self, connection: Connection) -> None:
         connection.relay = None
         connection.peer.close()
         del self.connections[connection.name]
-        account = connection.account
-        account.connections -= 1
-        if not account.connections and not account.calls:
-            self._accounts.pop(account.owner, None)
+        connection.account.connections -= 1
+        self.accounts.settle(connection.account)
         if not self.connections:
             self._empty.set()

@@ -25,6 +25,7 @@ from sev.errors import (
     SevError,
     Unreachable,
 )
+from sevd.access.accounts import Account, CallLimits
 from sevd.access.gate import Connection
 from sevd.access.roles import Role
 from sevd.api.faults import Failure, failure
@@ -36,9 +37,6 @@ from sevd.calling import CURRENT
 from sevd.devices.missing import remedy_of
 from sevd.journal import Outcome
 from sevd.metrics.tally import Tally
-
-CALLS_PER_IDENTITY = 256
-"""Calls of one identity in flight, streams included."""
 
 _AUDITED = (NotPermitted, ConfirmationMissing, LimitReached, NotFound)
 """Refusals that are recorded for calls that change nothing, too."""
@@ -58,7 +56,8 @@ class Frame:
         once: Once,
         missing: Callable[[str], Sequence[str]],
         *,
-        calls_per_identity: int = CALLS_PER_IDENTITY,
+        limits: CallLimits | None = None,
+        settle: Callable[[Account], None] = lambda account: None,
         tally: Tally | None = None,
     ) -> None:
         """
@@ -67,12 +66,13 @@ class Frame:
             audit: Where records go.
             once: Calls under request ids.
             missing: What is missing for the calls of a service that need the device; nothing if it is there.
-            calls_per_identity: Calls of one identity in flight.
+            limits: What calls of one identity may use.
+            settle: Called with an account after the last call of a connection that has ended.
             tally: Where calls are counted.
         """
         self.tally = tally or Tally()
         self.connections = connections
-        self.calls_per_identity = calls_per_identity
+        self.limits = limits or CallLimits()
         self.stopping = False
         self.in_flight = 0
         """Calls in flight, streams included."""
@@ -82,6 +82,7 @@ class Frame:
         self._audit = audit
         self._once = once
         self._missing = missing
+        self._settle = settle
 
     def enter(self, peer: str, role: Role | None, name: str, *, stream: bool = False) -> Connection:
         """Who calls, counted in; to be followed by `leave`. A `stream` of answers is one that a stop does not wait for.
@@ -104,13 +105,8 @@ class Frame:
                 remedy=_role_remedy(role),
                 metadata={"role": caller.role.text, "needed": role.text},
             )
-        if account.calls >= self.calls_per_identity:
-            raise LimitReached(
-                f"{account.calls} calls of {caller.owner} are in flight: no more are allowed",
-                remedy="Wait for some of them to end.",
-                metadata={"limit": "calls_per_identity", "value": str(self.calls_per_identity)},
-            )
-        account.calls += 1
+        account.admit_call(caller, self.limits)
+        connection.calls += 1
         self.in_flight += 1
         if not stream:
             self._unary += 1
@@ -119,7 +115,11 @@ class Frame:
 
     def leave(self, connection: Connection, *, stream: bool = False) -> None:
         """Counts a call out."""
-        connection.account.calls -= 1
+        connection.calls -= 1
+        account = connection.account
+        account.calls -= 1
+        if not account.calls and not connection.open:
+            self._settle(account)
         self.in_flight -= 1
         if not stream:
             self._unary -= 1

@@ -20,7 +20,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from sev.errors import InternalError
 from sev.records import record
-from sevd.access.gate import Gate, GateLimits
+from sevd.access.accounts import CallLimits, GateLimits
+from sevd.access.gate import Gate
 from sevd.access.listeners import MAX_PATH_BYTES, Listener
 from sevd.access.policy import AccessPolicy
 from sevd.api.dispatch import Dispatcher, Skin
@@ -52,11 +53,18 @@ class ServerLimits:
         gate: Connections.
         calls_per_identity: Calls in flight of one identity.
         message_bytes: Largest message received.
+        bytes_in_flight: Bytes of requests of one identity that were received and are not done with.
     """
 
     gate: GateLimits
     calls_per_identity: int
     message_bytes: int
+    bytes_in_flight: int = 256 << 20
+
+    @property
+    def calls(self) -> CallLimits:
+        """Those of calls."""
+        return CallLimits(self.calls_per_identity, self.bytes_in_flight)
 
 
 class Server:
@@ -106,7 +114,8 @@ class Server:
             audit,
             Once(journal),
             missing,
-            calls_per_identity=limits.calls_per_identity,
+            limits=limits.calls,
+            settle=self.gate.accounts.settle,
             tally=tally,
         )
         self.foreign = Foreign(self.frame, self._listed, self._serving)
@@ -136,10 +145,10 @@ class Server:
         """Serves callers from here on."""
         self.gate.open(listeners)
 
-    def reload(self, policy: AccessPolicy, gate: GateLimits, calls_per_identity: int) -> None:
-        """Takes another policy and other limits."""
-        self.gate.replace(policy, gate)
-        self.frame.calls_per_identity = calls_per_identity
+    def reload(self, policy: AccessPolicy, limits: ServerLimits) -> None:
+        """Takes another policy and other limits; the size of messages stays what it was."""
+        self.gate.replace(policy, limits.gate)
+        self.frame.limits = limits.calls
 
     async def stop(self, seconds: float, end_streams: Callable[[], Iterable[asyncio.Future[None]]]) -> None:
         """Accepts nothing more, waits for calls, ends streams, closes. Once more does nothing.

@@ -1,7 +1,8 @@
 """Who may have how much: requests checked, limits per identity kept.
 
 Limits protect callers from each other. An administrator answers for the whole host and is limited by the host alone:
-its refusals are the kernel's own (no free ASID: EBUSY).
+its refusals are the kernel's own (no free ASID: EBUSY). A limit that the configuration gives to one identity holds
+for that identity, an administrator or not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sev.errors import LimitReached, NotOffered, NotPermitted, UsageError
 from sevd.access.roles import Role
+from sevd.guests.launch_rate import LaunchRate
 from sevd.guests.model import MAX_FIRMWARE_BYTES, PAGE, CreateGuest, GuestType
 
 if TYPE_CHECKING:
@@ -108,23 +110,29 @@ class Ledger:
     """What each identity holds."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
+        """Of identities that have none of their own; may be replaced."""
+        self._rate = LaunchRate()
         self._guests: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._watches: Counter[str] = Counter()
 
     def check(self, caller: Caller, request: CreateGuest) -> None:
         """Raises LimitReached if the caller may not have this guest too; metadata `limit`, `value`, `in_use`."""
-        if caller.role >= Role.ADMIN:
-            return
         guests, held = self._guests[caller.owner], self._bytes[caller.owner]
-        if guests >= self._limits.guests:
-            raise _limit("guests", self._limits.guests, f"{guests + 1} guests of one identity", guests)
+        most = _of(caller, caller.limits.guests, self.limits.guests)
+        if most is not None and guests >= most:
+            raise _limit("guests", most, f"{guests + 1} guests of one identity", guests)
         wanted = held + _bytes(request)
-        if wanted > self._limits.memory_bytes:
-            raise _limit(
-                "memory_bytes", self._limits.memory_bytes, f"{wanted} bytes of guest memory of one identity", held
-            )
+        most = _of(caller, caller.limits.guest_memory, self.limits.memory_bytes)
+        if most is not None and wanted > most:
+            raise _limit("memory_bytes", most, f"{wanted} bytes of guest memory of one identity", held)
+
+    def launch(self, caller: Caller) -> None:
+        """Counts a creation. Raises LimitReached, with the time of the next one, if they follow each other too fast."""
+        most = _of(caller, caller.limits.launches_per_minute, self.limits.launches_per_minute)
+        if most is not None:
+            self._rate.take(caller.owner, most)
 
     def take(self, owner: str, request: CreateGuest) -> None:
         """Counts a guest in."""
@@ -139,8 +147,9 @@ class Ledger:
     def take_watch(self, caller: Caller) -> None:
         """Counts a watch stream in. Raises LimitReached."""
         open_now = self._watches[caller.owner]
-        if caller.role < Role.ADMIN and open_now >= self._limits.watches:
-            raise _limit("watches", self._limits.watches, f"{open_now + 1} watch streams of one identity", open_now)
+        most = _of(caller, caller.limits.watches, self.limits.watches)
+        if most is not None and open_now >= most:
+            raise _limit("watches", most, f"{open_now + 1} watch streams of one identity", open_now)
         self._watches[caller.owner] += 1
 
     def give_back_watch(self, caller: Caller) -> None:
@@ -150,6 +159,13 @@ class Ledger:
     def held(self, owner: str) -> tuple[int, int, int]:
         """Guests, bytes of memory and watch streams of an identity."""
         return self._guests[owner], self._bytes[owner], self._watches[owner]
+
+
+def _of(caller: Caller, own: int | None, common: int) -> int | None:
+    """The limit that holds for a caller: its own, else everybody's; None: none, for an administrator."""
+    if own is not None:
+        return own
+    return None if caller.role >= Role.ADMIN else common
 
 
 def _bytes(request: CreateGuest) -> int:

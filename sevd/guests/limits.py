@@ -7,11 +7,12 @@ from sev.records import record
 
 @record
 class Limits:
-    """Limits per identity, unless said otherwise.
+    """Limits per identity that has none of its own, unless said otherwise.
 
     Attributes:
         guests: Guests in any state, FAILED and LOST ones included: each may hold an ASID until it is deleted.
         memory_bytes: Bytes of guest memory and firmware regions of all its guests together.
+        launches_per_minute: Guests created within a minute.
         vcpus_per_guest: vCPUs of one guest; each costs one measured page and a descriptor.
         regions_per_update: Regions in one update call; one call is one message.
         watches: Watch streams open at once.
@@ -27,3 +28,4 @@ class Limits:
     watches: int = 32
     watch_backlog: int = 1024
     chunk_bytes: int = 2 << 20
+    launches_per_minute: int = 240

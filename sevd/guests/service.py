@@ -112,6 +112,10 @@ class Guests:
         """All guests, of everybody."""
         return (guest.view() for guest in self._registry)
 
+    def limit(self, limits: Limits) -> None:
+        """Takes other limits for what is asked from here on; what is held already stays."""
+        self._limits = self._ledger.limits = limits
+
     def occupants(self) -> list[str]:
         """The guests of everybody that hold something of the host, and those that are being created, a phrase each."""
         there = [
@@ -164,6 +168,7 @@ class Guests:
         self._ledger.check(caller, request)
         if validate_only:
             return Hosted(request, request.guest_id, caller.owner, simulated=self._simulated).view()
+        self._ledger.launch(caller)
         guest_id = self._registry.reserve(caller.owner, request.guest_id)
         self._ledger.take(caller.owner, request)
         guest = Hosted(request, guest_id, caller.owner, simulated=self._simulated)

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
-from sevd.access.gate import GateLimits
+from sevd.access.accounts import GateLimits
 from sevd.access.listeners import CLIENT, Kind, bind
 from sevd.access.policy import AccessPolicy
 from sevd.access.roles import Role

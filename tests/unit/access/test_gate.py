@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from sevd.access.gate import Gate, GateLimits
+from sevd.access.accounts import GateLimits
+from sevd.access.gate import Gate
 from sevd.access.listeners import ADMIN, CLIENT, MONITOR, Kind, bind
 from sevd.access.policy import AccessPolicy
 from sevd.access.roles import Role

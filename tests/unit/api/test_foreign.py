@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sevd.access.gate import GateLimits
+from sevd.access.accounts import GateLimits
 from sevd.access.roles import Role
 from sevd.api.rules import FOREIGN
 from sevd.api.server import ServerLimits

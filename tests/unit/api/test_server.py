@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from sev.errors import FirmwareError, LimitReached, NotFound
 from sev.v1 import guest_pb2, host_pb2, snp_platform_pb2
-from sevd.access.gate import GateLimits
+from sevd.access.accounts import GateLimits
 from sevd.access.roles import Role
 from sevd.api.rules import UndeclaredMethod
 from sevd.api.server import ServerLimits
