@@ -76,6 +76,7 @@ _BY_VERIFY_CODE = {
     2: "UNKNOWN_AUTHORITY",  # unable to get issuer certificate
     3: "REVOCATION_UNKNOWN",  # unable to get certificate CRL
     5: "REVOCATION_UNKNOWN",  # unable to decrypt CRL signature
+    7: "UNKNOWN_AUTHORITY",  # not signed by the authority of that name
     8: "REVOCATION_UNKNOWN",  # CRL signature failure
     9: "CERTIFICATE_NOT_YET_VALID",
     10: "CERTIFICATE_EXPIRED",
@@ -88,6 +89,7 @@ _BY_VERIFY_CODE = {
     23: "CERTIFICATE_REVOKED",
     26: "CERTIFICATE_PURPOSE",
     27: "UNKNOWN_AUTHORITY",  # not trusted
+    30: "UNKNOWN_AUTHORITY",  # authority and subject key identifier mismatch
     33: "REVOCATION_UNKNOWN",  # unable to get CRL issuer certificate
     35: "REVOCATION_UNKNOWN",  # key usage does not include CRL signing
 }

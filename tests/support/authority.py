@@ -75,7 +75,7 @@ class Authority:
         self.above = above
         moment = now()
         issuer = above.certificate.subject if above else name(common)
-        self.certificate = (
+        self.certificate: x509.Certificate = (
             x509.CertificateBuilder()
             .subject_name(name(common))
             .issuer_name(issuer)
@@ -125,9 +125,9 @@ class Authority:
         chain = (self.certificate,) if self.above else ()
         return Issued(builder.sign(self.key, hashes.SHA256()), key, chain)
 
-    def server(self, common: str = "sevd", **more: float) -> Issued:
+    def server(self, common: str = "sevd", *, begins: float = -HOUR, ends: float = HOUR) -> Issued:
         """A certificate for a daemon on this machine."""
-        return self.issue(common, dns=["localhost"], ips=["127.0.0.1", "::1"], usage=SERVER, **more)
+        return self.issue(common, dns=["localhost"], ips=["127.0.0.1", "::1"], usage=SERVER, begins=begins, ends=ends)
 
     def crl(self, *revoked: Issued, begins: float = -HOUR, ends: float = HOUR) -> bytes:
         """A revocation list, PEM."""
