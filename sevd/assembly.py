@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from sev import __version__, products
 from sev.errors import UsageError
 from sev.host.facts import kernel_facts
+from sev.records import replace
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
-from sevd.access.descriptors import Descriptors, Shared
 from sevd.access.accounts import GateLimits
+from sevd.access.descriptors import Descriptors, Shared
 from sevd.access.identity import Caller
 from sevd.access.listeners import FD, METRICS, Listener
 from sevd.access.policy import AccessPolicy
@@ -37,6 +37,7 @@ from sevd.api.snp_platform import SnpPlatformSkin
 from sevd.api.withheld import WithheldSkin
 from sevd.appearing import PAUSE_SECONDS, Appearing
 from sevd.audit import Audit
+from sevd.audit_reading import AuditReading
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
 from sevd.devices.scheduler import Scheduler
@@ -102,6 +103,8 @@ class Assembly:
         self._tally = Tally()
         self.scheduler = Scheduler(observe=self._observed)
         self._audit, self._journal = _records(settings, state)
+        self._reading = AuditReading(self._audit)
+        self._audit.count_refused = self._tally.connection_refused
         self._device = PlatformDevice(
             parts.platform_kernel,
             self.scheduler,
@@ -268,6 +271,7 @@ class Assembly:
                 self.events,
                 HostChecker(self.parts.host_reader, self._device, simulated=self.parts.simulated),
                 self._collector,
+                self._reading,
             ),
             "SnpPlatformService": SnpPlatformSkin(self._platform),
             "SevPlatformService": SevPlatformSkin(self._sev),
@@ -286,6 +290,7 @@ class Assembly:
         async def end() -> None:
             await self.guests.close()
             self.events.close()
+            self._reading.close()
 
         return [asyncio.ensure_future(end())]
 

@@ -5,9 +5,10 @@ written for every mutating call, and for every refusal of any call or connection
 no request content, no keys.
 
 Keys: `time` (RFC 3339, UTC), `sequence`, `run`, `previous`, `what` ("call", "connection", "trail"), `caller` (`owner`,
-`uid`, `gid`, `pid`, `role`, `unit`; of a remote caller `owner`, `role`, `names`, `address`), `socket`, `method`,
-`target`, `result` ("done", "refused", "failed", "cancelled"), `reason`, `message`, `firmware_status`, `errno`,
-`request_id`, `validate_only`, `repeated`, `duration_ms`. A key without a value is left out.
+`uid`, `gid`, `pid`, `role`, `unit`; of a remote caller `owner`, `role`, `names`, `address`, and where it was refused
+`subject`, `serial`, `not_after` of its certificate), `socket`, `method`, `target`, `result` ("done", "refused",
+"failed", "cancelled"), `reason`, `message`, `firmware_status`, `errno`, `request_id`, `validate_only`, `repeated`,
+`duration_ms`. A key without a value is left out.
 
 `sequence` goes on over restarts, so that a gap is a record that is missing; `run` is one start of the daemon;
 `previous` is the SHA-256 of the line before, so that a record that was changed, or taken out, shows
@@ -113,6 +114,8 @@ class Audit:
         self._run = secrets.token_hex(8)
         self._failed = False
         self._listeners: list[Callable[[int, str], None]] = []
+        self.count_refused: Callable[[str, str], None] = lambda socket, reason: None
+        """Told of every refused connection: its socket and the reason."""
 
     def call(
         self,
@@ -139,7 +142,14 @@ class Audit:
         self._write({"what": "call", "caller": _stated(who), "socket": socket, **facts})
 
     def connection_refused(
-        self, socket: str, peer: Peer | None, error: SevError, *, names: Sequence[str] = (), address: str = ""
+        self,
+        socket: str,
+        peer: Peer | None,
+        error: SevError,
+        *,
+        names: Sequence[str] = (),
+        address: str = "",
+        certificate: Mapping[str, object] | None = None,
     ) -> None:
         """Records a connection that was refused.
 
@@ -149,9 +159,11 @@ class Audit:
             error: Why.
             names: Names in a remote caller's certificate.
             address: Where a remote caller is.
+            certificate: What else its certificate says, verified or not.
         """
+        self.count_refused(socket, error.reason)
         facts: dict[str, object] = {"what": "connection", "socket": socket}
-        who: dict[str, object] = {"names": list(names), "address": address}
+        who: dict[str, object] = {"names": list(names), "address": address, **(certificate or {})}
         if peer is not None:
             who = {"owner": f"uid:{peer.uid}", "uid": peer.uid, "gid": peer.gid, "pid": peer.pid, **who}
         facts.update(caller=_stated(who), result="refused", reason=error.reason, message=error.message[:512])

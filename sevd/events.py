@@ -22,6 +22,9 @@ from sevd.access.roles import Role
 QUEUE_EVENTS = 1024
 """Events that one subscriber may lag behind before its subscription ends."""
 
+RECENT_EVENTS = 512
+"""Events that are kept for whoever asks what happened lately."""
+
 WATCHES = 32
 """Subscriptions of one identity."""
 
@@ -86,6 +89,7 @@ class Events:
         """Subscriptions of one identity that has no limit of its own."""
         self._listeners: list[Callable[[Event], None]] = []
         self._closed = False
+        self._recent: deque[Event] = deque(maxlen=RECENT_EVENTS)
 
     def publish(
         self,
@@ -101,6 +105,7 @@ class Events:
             event = Event(
                 self._sequence, datetime.now(UTC), kind, message, guest_id, owner, dict(details or {}), self._simulated
             )
+            self._recent.append(event)
             subscriptions = list(self._subscriptions)
             listeners = list(self._listeners)
         for listener in listeners:
@@ -124,8 +129,14 @@ class Events:
 
         return stop
 
-    def subscribe(self, caller: Caller) -> Subscription:
-        """Events from now on that the caller may see. To be called on the event loop; use as an async iterator.
+    def subscribe(self, caller: Caller, *, recent: int = 0, only_recent: bool = False) -> Subscription:
+        """Events that the caller may see. To be called on the event loop; use as an async iterator.
+
+        Args:
+            caller: Who asks.
+            recent: Begin with at most so many that have happened already, of those that are kept; nothing between
+                them and what follows is missing.
+            only_recent: End after these.
 
         Raises:
             LimitReached: Too many subscriptions of this identity; or, while iterating: the subscriber lags too far
@@ -134,9 +145,13 @@ class Events:
         self._check(caller)
         subscription = Subscription(caller, self._limit, asyncio.get_running_loop(), self._forget)
         with self._lock:
-            if self._closed:
+            seen = [event for event in self._recent if event.visible_to(caller)]
+            for event in seen[-recent:] if recent else ():
+                subscription.offer(event)
+            if self._closed or only_recent:
                 subscription.end()
-            self._subscriptions.add(subscription)
+            else:
+                self._subscriptions.add(subscription)
         return subscription
 
     def _check(self, caller: Caller) -> None:

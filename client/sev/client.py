@@ -136,6 +136,7 @@ class Host:
     check_host = _Does(lambda: operations.check_host)
     metrics = _Does(lambda: operations.metrics)
     events = _Watches(lambda: operations.events)
+    audit = _Watches(lambda: operations.audit)
     snp_status = _Does(lambda: operations.snp_status)
     snp_commit = _Does(lambda: operations.snp_commit)
     snp_set_config = _Does(lambda: operations.snp_set_config)

@@ -15,6 +15,7 @@ from sev.errors import MalformedInput, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sev.audit_trail import AuditFilter, AuditRecord
     from sev.calls import Operation
     from sev.endorsement_model import Endorsement, Endorsements
     from sev.event_model import Event
@@ -66,13 +67,48 @@ def metrics() -> Operation[Metrics]:
     return Metrics.from_message(answer)
 
 
-def events() -> Stream[Event]:
-    """What happens on the host from now on, without end."""
+def events(*, recent: int = 0, only_recent: bool = False) -> Stream[Event]:
+    """What happens on the host from now on, without end.
+
+    Args:
+        recent: Begin with at most so many events that have happened already (the daemon keeps 512).
+        only_recent: End after these.
+    """
     from sev.event_model import Event
     from sev.v1 import host_pb2
 
-    call = Call("HostService/WatchEvents", host_pb2.WatchEventsRequest(), host_pb2.WatchEventsResponse)
+    request = host_pb2.WatchEventsRequest(recent=recent, only_recent=only_recent)
+    call = Call("HostService/WatchEvents", request, host_pb2.WatchEventsResponse)
     return Stream(call, lambda answer: Event.from_message(answer.event))
+
+
+def audit(wanted: AuditFilter | None = None, *, last: int = 0, follow: bool = False) -> Stream[AuditRecord]:
+    """The audit trail of the daemon, oldest record first. For admins.
+
+    Args:
+        wanted: Which records; None: all.
+        last: Only so many from the end, at most 10000; 0: all.
+        follow: Afterwards records as they are written, without end.
+    """
+    from sev.audit_trail import AuditFilter, AuditRecord
+    from sev.v1 import host_pb2 as pb
+
+    wanted = wanted or AuditFilter()
+    request = pb.ReadAuditRequest(
+        method=wanted.method,
+        caller=wanted.caller,
+        result=wanted.result,
+        call_id=wanted.request_id,
+        target=wanted.target,
+        last=last,
+        follow=follow,
+    )
+    if wanted.since is not None:
+        request.since.FromDatetime(wanted.since)
+    if wanted.until is not None:
+        request.until.FromDatetime(wanted.until)
+    call = Call("HostService/ReadAudit", request, pb.ReadAuditResponse)
+    return Stream(call, lambda answer: AuditRecord.parse(answer.record.line))
 
 
 def snp_status() -> Operation[SnpStatus]:

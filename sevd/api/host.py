@@ -9,6 +9,7 @@ from sev.v1 import host_pb2 as pb
 from sevd.access.identity import Caller
 from sevd.api import messages
 from sevd.api.skin import Messages, PlainSkin
+from sevd.audit_reading import AuditReading
 from sevd.events import Events
 from sevd.metrics.collect import Collector
 from sevd.platform.check import HostChecker
@@ -18,8 +19,11 @@ from sevd.platform.host import HostPlatform
 class HostSkin(PlainSkin):
     """Serves HostService."""
 
-    def __init__(self, host: HostPlatform, events: Events, checker: HostChecker, collector: Collector) -> None:
+    def __init__(
+        self, host: HostPlatform, events: Events, checker: HostChecker, collector: Collector, audit: AuditReading
+    ) -> None:
         self._host = host
+        self._audit = audit
         self._collector = collector
         self._checker = checker
         self._events = events
@@ -45,10 +49,14 @@ class HostSkin(PlainSkin):
         return answer
 
     def watch_events(self, caller: Caller, request: pb.WatchEventsRequest) -> AsyncIterator[pb.WatchEventsResponse]:
-        """Events from now on that the caller may see."""
-        return Messages(
-            self._events.subscribe(caller), lambda event: pb.WatchEventsResponse(event=messages.event(event))
-        )
+        """Events that the caller may see: recent ones if it asks for them, then those from now on."""
+        found = self._events.subscribe(caller, recent=request.recent, only_recent=request.only_recent)
+        return Messages(found, lambda event: pb.WatchEventsResponse(event=messages.event(event)))
+
+    def read_audit(self, caller: Caller, request: pb.ReadAuditRequest) -> AsyncIterator[pb.ReadAuditResponse]:
+        """The audit trail."""
+        found = self._audit.read(messages.audit_filter(request), last=request.last, follow=request.follow)
+        return Messages(found, lambda one: pb.ReadAuditResponse(record=messages.audit_record(one)))
 
     def _host_bytes(self) -> bytes:
         view = self._host.view()  # looks again if something changed, and then counts the version up

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sev.abi.tcb import TcbVersion
+from sev.audit_trail import AuditFilter, AuditRecord
 from sev.errors import UsageError
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, snp_platform_pb2, types_pb2
 from sevd.events import Event
@@ -122,6 +124,37 @@ def metric(value: Metric) -> host_pb2.Metric:
             for sample in value.samples
         ],
     )
+
+
+def audit_filter(request: host_pb2.ReadAuditRequest) -> AuditFilter:
+    """Which records of the audit trail a request wants.
+
+    Raises:
+        UsageError: A time that is none, or a result that no record has.
+    """
+    times: dict[str, datetime] = {}
+    for name, at in (("since", request.since), ("until", request.until)):
+        if request.HasField(name):  # type: ignore[arg-type]
+            try:
+                times[name] = at.ToDatetime(UTC)
+            except (ValueError, OverflowError):
+                raise UsageError(f"{name}: no time of the years 1 to 9999", field=name) from None
+    return AuditFilter(
+        method=request.method,
+        caller=request.caller,
+        result=request.result,
+        request_id=request.call_id,
+        target=request.target,
+        **times,
+    )
+
+
+def audit_record(one: AuditRecord) -> host_pb2.AuditRecord:
+    """A record of the audit trail."""
+    out = host_pb2.AuditRecord(sequence=one.sequence, line=one.line)
+    with suppress(ValueError):  # of a line that is no record
+        out.record_time.FromJsonString(one.time)
+    return out
 
 
 def snp_status(view: SnpStatusView) -> snp_platform_pb2.SnpStatus:

@@ -409,9 +409,19 @@ class WatchEventsRequest(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    RECENT_FIELD_NUMBER: builtins.int
+    ONLY_RECENT_FIELD_NUMBER: builtins.int
+    recent: builtins.int
+    """Begin with at most so many events that have happened already, of the last 512 of this daemon."""
+    only_recent: builtins.bool
+    """End after these."""
     def __init__(
         self,
+        *,
+        recent: builtins.int = ...,
+        only_recent: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["only_recent", b"only_recent", "recent", b"recent"]) -> None: ...
 
 Global___WatchEventsRequest: typing_extensions.TypeAlias = WatchEventsRequest
 
@@ -498,6 +508,111 @@ class Event(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["details", b"details", "event_time", b"event_time", "guest_id", b"guest_id", "kind", b"kind", "message", b"message", "sequence", b"sequence", "simulated", b"simulated"]) -> None: ...
 
 Global___Event: typing_extensions.TypeAlias = Event
+
+@typing.final
+class ReadAuditRequest(google.protobuf.message.Message):
+    """Asks for records of the audit trail. What is left empty does not matter."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: builtins.int
+    UNTIL_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    CALLER_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    CALL_ID_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    FOLLOW_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """"Service/Method", or either half."""
+    caller: builtins.str
+    """The owner ("uid:1000"), the systemd unit, the uid, or a name in the certificate."""
+    result: builtins.str
+    """How the call ended: "done", "refused", "failed" or "cancelled"."""
+    call_id: builtins.str
+    """The id of the call, or what stands in it before a dot."""
+    target: builtins.str
+    """The guest."""
+    last: builtins.int
+    """Only so many from the end, at most 10000; 0: all."""
+    follow: builtins.bool
+    """Afterwards records as they are written, without end."""
+    @property
+    def since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """At this time or later."""
+
+    @property
+    def until(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Before this time; not with `follow`."""
+
+    def __init__(
+        self,
+        *,
+        since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        method: builtins.str = ...,
+        caller: builtins.str = ...,
+        result: builtins.str = ...,
+        call_id: builtins.str = ...,
+        target: builtins.str = ...,
+        last: builtins.int = ...,
+        follow: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["since", b"since", "until", b"until"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "caller", b"caller", "follow", b"follow", "last", b"last", "method", b"method", "result", b"result", "since", b"since", "target", b"target", "until", b"until"]) -> None: ...
+
+Global___ReadAuditRequest: typing_extensions.TypeAlias = ReadAuditRequest
+
+@typing.final
+class ReadAuditResponse(google.protobuf.message.Message):
+    """One record."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: builtins.int
+    @property
+    def record(self) -> Global___AuditRecord:
+        """The record."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___AuditRecord | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["record", b"record"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["record", b"record"]) -> None: ...
+
+Global___ReadAuditResponse: typing_extensions.TypeAlias = ReadAuditResponse
+
+@typing.final
+class AuditRecord(google.protobuf.message.Message):
+    """A record of the audit trail."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    RECORD_TIME_FIELD_NUMBER: builtins.int
+    LINE_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """Its number, which goes on over restarts; 0 for a line that was cut off, which comes only if nothing is filtered."""
+    line: builtins.str
+    """The line as it stands in the trail, one JSON object. Its SHA-256 is in `previous` of the next record."""
+    @property
+    def record_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        sequence: builtins.int = ...,
+        record_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        line: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["record_time", b"record_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["line", b"line", "record_time", b"record_time", "sequence", b"sequence"]) -> None: ...
+
+Global___AuditRecord: typing_extensions.TypeAlias = AuditRecord
 
 @typing.final
 class GetMetricsRequest(google.protobuf.message.Message):

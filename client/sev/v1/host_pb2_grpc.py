@@ -55,6 +55,11 @@ class HostServiceStub(object):
                 request_serializer=sev_dot_v1_dot_host__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_host__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.ReadAudit = channel.unary_stream(
+                '/sev.v1.HostService/ReadAudit',
+                request_serializer=sev_dot_v1_dot_host__pb2.ReadAuditRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_host__pb2.ReadAuditResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer(object):
@@ -91,6 +96,14 @@ class HostServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadAudit(self, request, context):
+        """Streams the audit trail, oldest record first: who asked for what, and what came of it. Works while the device is
+        missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +126,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=sev_dot_v1_dot_host__pb2.WatchEventsRequest.FromString,
                     response_serializer=sev_dot_v1_dot_host__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'ReadAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadAudit,
+                    request_deserializer=sev_dot_v1_dot_host__pb2.ReadAuditRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_host__pb2.ReadAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +242,33 @@ class HostService(object):
             '/sev.v1.HostService/WatchEvents',
             sev_dot_v1_dot_host__pb2.WatchEventsRequest.SerializeToString,
             sev_dot_v1_dot_host__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sev.v1.HostService/ReadAudit',
+            sev_dot_v1_dot_host__pb2.ReadAuditRequest.SerializeToString,
+            sev_dot_v1_dot_host__pb2.ReadAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,7 +57,15 @@ _HostServiceWatchEventsType = typing_extensions.TypeVar(
     ],
 )
 
-class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckHostType, _HostServiceGetMetricsType, _HostServiceWatchEventsType]):
+_HostServiceReadAuditType = typing_extensions.TypeVar(
+    '_HostServiceReadAuditType',
+    default=grpc.UnaryStreamMultiCallable[
+        sev.v1.host_pb2.ReadAuditRequest,
+        sev.v1.host_pb2.ReadAuditResponse,
+    ],
+)
+
+class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckHostType, _HostServiceGetMetricsType, _HostServiceWatchEventsType, _HostServiceReadAuditType]):
     """Describes the host and reports events."""
 
     @typing.overload
@@ -77,6 +85,10 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckH
         grpc.UnaryStreamMultiCallable[
             sev.v1.host_pb2.WatchEventsRequest,
             sev.v1.host_pb2.WatchEventsResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            sev.v1.host_pb2.ReadAuditRequest,
+            sev.v1.host_pb2.ReadAuditResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -98,6 +110,10 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckH
             sev.v1.host_pb2.WatchEventsRequest,
             sev.v1.host_pb2.WatchEventsResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            sev.v1.host_pb2.ReadAuditRequest,
+            sev.v1.host_pb2.ReadAuditResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetHost: _HostServiceGetHostType
@@ -116,6 +132,11 @@ class HostServiceStub(typing.Generic[_HostServiceGetHostType, _HostServiceCheckH
     WatchEvents: _HostServiceWatchEventsType
     """Streams events as they happen; guests that the caller may not see do not appear."""
 
+    ReadAudit: _HostServiceReadAuditType
+    """Streams the audit trail, oldest record first: who asked for what, and what came of it. Works while the device is
+    missing.
+    """
+
 HostServiceAsyncStub: typing_extensions.TypeAlias = HostServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.host_pb2.GetHostRequest,
@@ -132,6 +153,10 @@ HostServiceAsyncStub: typing_extensions.TypeAlias = HostServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         sev.v1.host_pb2.WatchEventsRequest,
         sev.v1.host_pb2.WatchEventsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        sev.v1.host_pb2.ReadAuditRequest,
+        sev.v1.host_pb2.ReadAuditResponse,
     ],
 ]
 
@@ -173,5 +198,15 @@ class HostServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sev.v1.host_pb2.WatchEventsResponse], collections.abc.AsyncIterator[sev.v1.host_pb2.WatchEventsResponse]]:
         """Streams events as they happen; guests that the caller may not see do not appear."""
+
+    @abc.abstractmethod
+    def ReadAudit(
+        self,
+        request: sev.v1.host_pb2.ReadAuditRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[sev.v1.host_pb2.ReadAuditResponse], collections.abc.AsyncIterator[sev.v1.host_pb2.ReadAuditResponse]]:
+        """Streams the audit trail, oldest record first: who asked for what, and what came of it. Works while the device is
+        missing.
+        """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
