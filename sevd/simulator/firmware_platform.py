@@ -32,7 +32,11 @@ INIT_RMP, INIT_LIST, INIT_RAPL_DIS, INIT_CIPHERTEXT_HIDING, INIT_TIO = (1 << bit
 """Flags of SNP_INIT_EX."""
 
 CONFIG_SIZE = 64
+IMAGE_ALIGNMENT = 32
 MASK_CHIP_ID, MASK_CHIP_KEY = 1, 2
+
+UPDATE_COMMIT = 1
+"""Flag of SNP_DOWNLOAD_FIRMWARE_EX."""
 
 GUEST_MESSAGES = 0x107
 """SNP_FEATURE_INFO index 1 EAX, one bit for each request in order of type: CPUID, KEY, REPORT and TSC_INFO."""
@@ -68,6 +72,8 @@ class Platform:
         self._configured_tcb = bytes(8)
         self.mask_chip_id = self.mask_chip_key = False
         self.release = versions.release(product, self.version)
+        has_tcb = document.get("tcb") is not None  # a state of before provisional firmware has none
+        self.current_tcb = store.hex_field(document, self._path, "tcb", 8) if has_tcb else self.release.tcb
         self.state = UNINIT
         self.legacy = LegacyPlatform(self, directory, entropy)
         self.rmp_initialised = False
@@ -101,15 +107,20 @@ class Platform:
         }
         store.write_document(directory / FILE, document)
 
-    def load_firmware(self, version: Version) -> None:
+    def load_firmware(self, version: Version, tcb: bytes = b"") -> None:
         """Runs another firmware version from now on: CURRENT changes, COMMITTED does not.
+
+        Args:
+            version: The version.
+            tcb: Its TCB, 8 bytes, where it is not that of its release.
 
         Raises:
             FirmwareError: BAD_SVN: it is older than the committed one, in its version or in a TCB component.
             UsageError: No such firmware is known.
         """
         release = versions.release(self.product, version)
-        if version < self.committed_version or not at_most(self.committed_tcb, release.tcb):
+        tcb = tcb or release.tcb
+        if version < self.committed_version or not at_most(self.committed_tcb, tcb):
             raise FirmwareError(
                 status.BAD_SVN,
                 command="firmware load",
@@ -117,13 +128,13 @@ class Platform:
                 f"{versions.text(self.committed_version)}: BAD_SVN (0x21)",
                 remedy="A commit cannot be undone: run the committed version or a newer one, or make a new chip.",
             )
-        self.version, self.release = version, release
-        self._save()
-
-    @property
-    def current_tcb(self) -> bytes:
-        """CURRENT_TCB, 8 bytes."""
-        return self.release.tcb
+        before = self.version, self.release, self.current_tcb
+        self.version, self.release, self.current_tcb = version, release, tcb
+        try:
+            self._save()
+        except store.NotStored:
+            self.version, self.release, self.current_tcb = before
+            raise
 
     @property
     def reported_tcb(self) -> bytes:
@@ -252,24 +263,28 @@ class Platform:
             return struct.pack("<IIII", GUEST_MESSAGES, 0, 0, 0)
         raise FirmwareStatus(status.INVALID_PARAM)
 
-    def load_image(self, image: bytes) -> None:
+    def load_image(self, image: bytes, address: int) -> None:
         """DOWNLOAD_FIRMWARE: runs another firmware and commits it; SEV and SNP must both be uninitialised."""
         if self.state != UNINIT or self.legacy.state != UNINIT:
             raise FirmwareStatus(status.INVALID_PLATFORM_STATE)
-        version = versions.of_image(image)
-        if version is None:
-            raise FirmwareStatus(status.BAD_SIGNATURE)
-        before = self.version, self.release
-        try:
-            self.load_firmware(version)
-        except store.NotStored:
-            self.version, self.release = before
-            raise FirmwareStatus(status.HWERROR_PLATFORM) from None
-        except UsageError:
-            raise FirmwareStatus(status.BAD_VERSION) from None
-        except FirmwareError as older:
-            raise FirmwareStatus(older.firmware_status or status.BAD_SVN) from None
+        if address % IMAGE_ALIGNMENT:
+            raise FirmwareStatus(status.INVALID_ADDRESS)
+        self._run_image(image)
         self.commit()
+
+    def update(self, image: bytes, flags: int) -> None:
+        """SNP_DOWNLOAD_FIRMWARE_EX: runs another firmware, provisionally unless b0 of `flags` commits it.
+
+        SEV must be uninitialised; SNP may be up, and its guests go on. Until a commit it can be taken back to any
+        version from the committed one on.
+        """
+        if self.legacy.state != UNINIT:
+            raise FirmwareStatus(status.INVALID_PLATFORM_STATE)
+        if flags & ~UPDATE_COMMIT:
+            raise FirmwareStatus(status.INVALID_PARAM)
+        self._run_image(image)
+        if flags & UPDATE_COMMIT:
+            self.commit()
 
     # Contexts and ASIDs.
 
@@ -324,6 +339,19 @@ class Platform:
         self.release_asid(guest)
         del self.guests[guest.address]
 
+    def _run_image(self, image: bytes) -> None:
+        found = versions.of_image(image)
+        if found is None:
+            raise FirmwareStatus(status.BAD_SIGNATURE)
+        try:
+            self.load_firmware(*found)
+        except store.NotStored:
+            raise FirmwareStatus(status.HWERROR_PLATFORM) from None
+        except UsageError:
+            raise FirmwareStatus(status.BAD_VERSION) from None
+        except FirmwareError as older:
+            raise FirmwareStatus(older.firmware_status or status.BAD_SVN) from None
+
     def _settle(self, version: Version, committed: bytes, configured: bytes, masks: tuple[bool, bool]) -> None:
         """Takes on commitment and configuration and stores them; all as before, and HWERROR_PLATFORM, if that fails."""
         before = self.committed_version, self.committed_tcb, self._configured_tcb
@@ -343,6 +371,8 @@ class Platform:
             "committed_version": list(self.committed_version),
             "committed_tcb": self.committed_tcb.hex(),
         }
+        if self.current_tcb != self.release.tcb:
+            document["tcb"] = self.current_tcb.hex()
         store.write_document(self._path, document)
 
 

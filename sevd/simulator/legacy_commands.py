@@ -15,8 +15,6 @@ from sevd.simulator.firmware_legacy import INIT_ES
 from sevd.simulator.firmware_platform import Platform
 from sevd.simulator.firmware_status import FirmwareStatus
 
-IMAGE_ALIGNMENT = 32
-
 
 class LegacyCommands(ABC):
     """What `Firmware` inherits."""
@@ -86,9 +84,7 @@ class LegacyCommands(ABC):
     def download_firmware(self, image: bytes, address: int = 0) -> None:
         """DOWNLOAD_FIRMWARE of a file of `versions.image`, at an address that is a multiple of 32; commits it too."""
         with self._command("DOWNLOAD_FIRMWARE") as platform:
-            if address % IMAGE_ALIGNMENT:
-                raise FirmwareStatus(status.INVALID_ADDRESS)
-            platform.load_image(bytes(image))
+            platform.load_image(bytes(image), address)
 
     def get_id(self, length: int = ID_SIZE) -> bytes:
         """GET_ID into a buffer of this length: the chip id, 64 bytes (from Turin on 8 and zeros); one socket."""

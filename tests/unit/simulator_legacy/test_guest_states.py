@@ -1,34 +1,20 @@
-"""Commands of SEV and SEV-ES guests in the firmware: every one in every state of platform and guest, and activation."""
+"""Handles, ASIDs and the ends of SEV and SEV-ES guests in the firmware."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import pytest
 
 from sev import status
-from sev.abi import legacy_report
-from sev.abi import sev_certificate as abi
-from sev.abi.sev_certificate import SevCertificate
-from sev.session import Session, measurement, secret
+from sev.session import Session
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.firmware_legacy import GUESTS_MAX
-from sevd.simulator.legacy_guest import LSECRET, LUPDATE, RUNNING, RUPDATE, SENT, SUPDATE, UNINIT
-from sevd.simulator.legacy_migration import Receiver
+from sevd.simulator.legacy_guest import LUPDATE, RUNNING, RUPDATE, UNINIT
+from tests.support.legacy_guest import ES, ES_ASID, SEV_ASID, STATES, brought, pdh
 from tests.support.legacy_machine import some_guest
 from tests.support.simulated import simulated_host
 from tests.support.simulated_firmware import refused
-
-PAGE = 4096
-SEV_ASID, ES_ASID = 100, 7
-ES = 4
-STATES = {
-    "UNINIT": UNINIT, "LUPDATE": LUPDATE, "LSECRET": LSECRET, "RUNNING": RUNNING, "SUPDATE": SUPDATE,
-    "RUPDATE": RUPDATE, "SENT": SENT,
-}  # fmt: skip
-AT = 0x7F00_0000_0000
-NOBODY = 1000
 
 
 @pytest.fixture(scope="module")
@@ -47,170 +33,6 @@ def firmware(chip: Firmware) -> Iterator[Firmware]:
     chip.shutdown()
     chip.init()
     chip.df_flush()
-
-
-def pdh(firmware: Firmware) -> SevCertificate:
-    return SevCertificate.read(firmware.pdh_cert_export(abi.SIZE, abi.CHAIN_SIZE)[0])
-
-
-def receiver(firmware: Firmware) -> Receiver:
-    """This platform itself, with a CEK that is signed."""
-    own, chain = firmware.pdh_cert_export(abi.SIZE, abi.CHAIN_SIZE)
-    signed = chain[: 2 * abi.SIZE] + firmware.ca.cek_certificate()
-    return Receiver(own, signed, firmware.ca.legacy_ca())
-
-
-class Guest(NamedTuple):
-    """A guest of the firmware, and what its owner knows."""
-
-    firmware: Firmware
-    handle: int
-    session: Session
-    measure: bytes
-
-    def packet(self, size: int = 32) -> secret.Packet:
-        """A secret for it."""
-        return secret.seal(self.session.keys, bytes(range(1, size + 1)), self.measure)
-
-
-def brought(firmware: Firmware, state: int, policy: int = 0, asid: int = SEV_ASID) -> Guest:
-    """A guest in a state, by the commands that lead there; for UNINIT a handle that is free."""
-    session = Session.create(policy)
-    start = session.start_unverified(pdh(firmware))
-    measure = bytes(32)
-    if state == UNINIT:
-        other = firmware.launch_start(0, policy, None, None)  # so that the platform is in WORKING
-        return Guest(firmware, other + 1, session, measure)
-    if state == RUPDATE:
-        handle = firmware.receive_start(0, policy, start.certificate, start.session)
-        firmware.activate(handle, asid)
-        return Guest(firmware, handle, session, measure)
-    handle = firmware.launch_start(0, policy, start.certificate, start.session)
-    firmware.activate(handle, asid)
-    if state != LUPDATE:
-        measure = firmware.launch_measure(handle, measurement.BLOB_SIZE)[:32]
-    if state not in (LUPDATE, LSECRET):
-        firmware.launch_finish(handle)
-    if state in (SUPDATE, SENT):
-        firmware.send_start(handle, receiver(firmware), 128)
-    if state == SENT:
-        firmware.send_finish(handle)
-    return Guest(firmware, handle, session, measure)
-
-
-def secret_into(guest: Guest) -> None:
-    packet = guest.packet()
-    guest.firmware.launch_secret(guest.handle, packet.header, AT, 32, packet.payload)
-
-
-def receive_into(guest: Guest) -> None:
-    """A packet that was made for it."""
-    from sev.session import kdf
-
-    keys, iv = guest.session.keys, bytes(16)
-    sealed = kdf.ctr(keys.tek, iv, bytes(PAGE))
-    tag = kdf.mac(keys.tik, secret.covered(b"\2", 0, iv, sealed))
-    guest.firmware.receive_update_data(guest.handle, bytes(4) + iv + tag, AT, PAGE, sealed)
-
-
-class Rule(NamedTuple):
-    """What a command does, in which states of a guest it goes through, and whether it needs an ASID."""
-
-    run: Callable[[Guest], object]
-    states: tuple[int, ...]
-    active: bool = False
-
-
-ANY = (LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT)
-
-TABLE: dict[str, Rule] = {
-    "DEACTIVATE": Rule(lambda it: it.firmware.deactivate(it.handle), ANY, active=True),
-    "LAUNCH_UPDATE_DATA": Rule(
-        lambda it: it.firmware.launch_update_data(it.handle, memoryview(bytearray(32)), AT), (LUPDATE,), active=True
-    ),
-    "LAUNCH_UPDATE_VMSA": Rule(
-        lambda it: it.firmware.launch_update_vmsa(it.handle, bytes(PAGE), AT), (LUPDATE,), active=True
-    ),
-    "LAUNCH_MEASURE": Rule(lambda it: it.firmware.launch_measure(it.handle, 48), (LUPDATE,)),
-    "LAUNCH_SECRET": Rule(secret_into, (LSECRET,), active=True),
-    "LAUNCH_FINISH": Rule(lambda it: it.firmware.launch_finish(it.handle), (LSECRET,)),
-    "ATTESTATION": Rule(
-        lambda it: it.firmware.attestation(it.handle, bytes(16), legacy_report.SIZE), (LSECRET, RUNNING, SUPDATE, SENT)
-    ),
-    "SEND_START": Rule(lambda it: it.firmware.send_start(it.handle, receiver(it.firmware), 128), (RUNNING,)),
-    "SEND_UPDATE_DATA": Rule(
-        lambda it: it.firmware.send_update_data(it.handle, bytes(PAGE), AT, 52, PAGE), (SUPDATE,), active=True
-    ),
-    "SEND_UPDATE_VMSA": Rule(
-        lambda it: it.firmware.send_update_vmsa(it.handle, bytes(PAGE), AT, 52, PAGE), (SUPDATE,), active=True
-    ),
-    "SEND_FINISH": Rule(lambda it: it.firmware.send_finish(it.handle), (SUPDATE,)),
-    "SEND_CANCEL": Rule(lambda it: it.firmware.send_cancel(it.handle), (SUPDATE,)),
-    "RECEIVE_UPDATE_DATA": Rule(receive_into, (RUPDATE,), active=True),
-    "RECEIVE_FINISH": Rule(lambda it: it.firmware.receive_finish(it.handle), (RUPDATE,)),
-    "DBG_DECRYPT": Rule(lambda it: it.firmware.dbg_decrypt(it.handle, bytes(16), AT, 0), ANY, active=True),
-    "DBG_ENCRYPT": Rule(lambda it: it.firmware.dbg_encrypt(it.handle, bytes(16), 0, AT), ANY, active=True),
-}
-FOR_ES = ("LAUNCH_UPDATE_VMSA", "SEND_UPDATE_VMSA")
-AFTER = {
-    "LAUNCH_MEASURE": LSECRET, "LAUNCH_FINISH": RUNNING, "SEND_START": SUPDATE, "SEND_FINISH": SENT,
-    "SEND_CANCEL": RUNNING, "RECEIVE_FINISH": RUNNING,
-}  # fmt: skip
-
-
-def state_of(guest: Guest) -> int:
-    return guest.firmware.guest_status(guest.handle)[12]
-
-
-def made(firmware: Firmware, name: str, state: int) -> Guest:
-    return brought(firmware, state, ES, ES_ASID) if name in FOR_ES else brought(firmware, state)
-
-
-@pytest.mark.parametrize("where", STATES)
-@pytest.mark.parametrize("name", TABLE)
-def test_every_command_in_every_state_of_a_guest(firmware: Firmware, name: str, where: str) -> None:
-    rule, state = TABLE[name], STATES[where]
-    guest = made(firmware, name, state)
-    before = firmware.guest_status(guest.handle)
-    if state in rule.states:
-        rule.run(guest)
-        assert state_of(guest) == AFTER.get(name, state)
-        return
-    with refused(status.INVALID_GUEST if state == UNINIT else status.INVALID_GUEST_STATE):
-        rule.run(guest)
-    assert firmware.guest_status(guest.handle) == before
-
-
-@pytest.mark.parametrize(("name", "state"), [(name, state) for name, rule in TABLE.items() for state in rule.states])
-def test_every_command_without_an_asid(firmware: Firmware, name: str, state: int) -> None:
-    guest = made(firmware, name, state)
-    firmware.deactivate(guest.handle)
-    if not TABLE[name].active:
-        TABLE[name].run(guest)
-        return
-    with refused(status.INACTIVE):
-        TABLE[name].run(guest)
-    assert state_of(guest) == state
-
-
-@pytest.mark.parametrize("name", [*TABLE, "ACTIVATE", "DECOMMISSION"])
-def test_no_command_before_there_is_a_guest(firmware: Firmware, name: str) -> None:
-    """In INIT and UNINIT: the platform's state is looked at first."""
-    guest = Guest(firmware, NOBODY, Session.create(0), bytes(32))
-    other: dict[str, Callable[[], object]] = {
-        "ACTIVATE": lambda: firmware.activate(NOBODY, SEV_ASID),
-        "DECOMMISSION": lambda: firmware.decommission(NOBODY),
-    }
-    whom = receiver(firmware)
-    run = other[name] if name in other else lambda: TABLE[name].run(guest)
-    with refused(status.INVALID_PLATFORM_STATE):
-        run()
-    firmware.shutdown()
-    with refused(status.INVALID_PLATFORM_STATE):
-        if name == "SEND_START":
-            firmware.send_start(NOBODY, whom, 128)
-        else:
-            run()
 
 
 def test_the_commands_that_begin(firmware: Firmware) -> None:
@@ -239,17 +61,6 @@ def test_status_of_handles(firmware: Firmware) -> None:
     for outside in (0, GUESTS_MAX + 1, 0xFFFFFFFF):
         with refused(status.INVALID_GUEST):
             firmware.guest_status(outside)
-
-
-@pytest.mark.parametrize("state", [name for name in STATES if name != "UNINIT"])
-def test_decommission_in_every_state(firmware: Firmware, state: str) -> None:
-    guest = brought(firmware, STATES[state])
-    with refused(status.ACTIVE):
-        firmware.decommission(guest.handle)
-    firmware.deactivate(guest.handle)
-    firmware.decommission(guest.handle)
-    assert firmware.platform_status()[2] == 1, "the last one: the platform is in INIT again"
-    assert firmware.guest_status(guest.handle)[12] == UNINIT
 
 
 @pytest.mark.parametrize(
@@ -338,7 +149,7 @@ def test_shutdown_deletes_guests_and_frees_their_asids(firmware: Firmware) -> No
     firmware.init()
     firmware.df_flush()
     assert firmware.platform_status()[8:12] == bytes(4)
-    assert state_of(brought(firmware, RUNNING)) == RUNNING
+    assert brought(firmware, RUNNING).state == RUNNING
 
 
 def test_as_many_guests_as_there_are_handles(firmware: Firmware) -> None:

@@ -26,53 +26,9 @@ CHAIN = (abi.SIZE, abi.CHAIN_SIZE)
 Command = Callable[[Firmware], object]
 
 
-def into(firmware: Firmware, state: int) -> None:
-    """Brings legacy SEV into a state, by commands as far as the platform's own lead there."""
-    if state == UNINIT:
-        firmware.shutdown()
-    if state == WORKING:
-        firmware._platform.legacy.admit(some_guest())
-    assert firmware.platform_status()[2] == state
-
-
 def owned(firmware: Firmware) -> None:
     owner = Owner()
     firmware.pek_cert_import(owner.sign(firmware.pek_csr(abi.SIZE)), owner.oca)
-
-
-TABLE: dict[str, tuple[Command, int | None, int | None, int | None]] = {
-    # command, status in UNINIT, INIT and WORKING; None: it goes through
-    "INIT": (lambda firmware: firmware.init(), None, STATE, STATE),
-    "INIT_EX": (lambda firmware: firmware.init_ex(None), None, STATE, STATE),
-    "SHUTDOWN": (lambda firmware: firmware.shutdown(), None, None, None),
-    "PLATFORM_RESET": (lambda firmware: firmware.factory_reset(), None, STATE, STATE),
-    "PLATFORM_STATUS": (lambda firmware: firmware.platform_status(), None, None, None),
-    "PEK_GEN": (lambda firmware: firmware.pek_gen(), STATE, None, STATE),
-    "PEK_CSR": (lambda firmware: firmware.pek_csr(abi.SIZE), STATE, None, None),
-    "PEK_CERT_IMPORT": (lambda firmware: firmware.pek_cert_import(b"", b""), STATE, status.INVALID_LENGTH, STATE),
-    "PDH_CERT_EXPORT": (lambda firmware: firmware.pdh_cert_export(*CHAIN), STATE, None, None),
-    "PDH_GEN": (lambda firmware: firmware.pdh_gen(), STATE, None, None),
-    "DF_FLUSH": (lambda firmware: firmware.df_flush(), None, None, None),
-    "GET_ID": (lambda firmware: firmware.get_id(), None, None, None),
-    "DOWNLOAD_FIRMWARE": (lambda firmware: firmware.download_firmware(b""), STATE, STATE, STATE),
-    "SNP_INIT": (lambda firmware: firmware.snp_init(), STATE, STATE, STATE),
-    "SNP_SHUTDOWN": (lambda firmware: firmware.snp_shutdown(), None, STATE, STATE),
-}
-
-
-@pytest.mark.parametrize("where", [UNINIT, INIT, WORKING], ids=["UNINIT", "INIT", "WORKING"])
-@pytest.mark.parametrize("name", TABLE)
-def test_every_command_in_every_state(firmware: Firmware, name: str, where: int) -> None:
-    command, *expected = TABLE[name]
-    into(firmware, where)
-    before = firmware.platform_status()
-    code = expected[where]
-    if code is None:
-        command(firmware)
-    else:
-        with refused(code):
-            command(firmware)
-        assert firmware.platform_status() == before
 
 
 def test_a_state_that_changes(firmware: Firmware) -> None:
