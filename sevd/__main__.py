@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="sevd",
         description="Owns the SEV devices of this host and serves sev.v1 over gRPC on Unix sockets.",
         allow_abbrev=False,
+        # Left to itself it asks for the terminal's width, at every start, with modules that nothing else needs.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )
     add = parser.add_argument
     add("--config", metavar="FILE", help="configuration (TOML); options here go before it")
