@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from sev.errors import CollateralError
 
+AGAIN = frozenset({429, 500, 502, 503, 504})
+"""Statuses of a service that cannot answer for now."""
+
 
 class KdsUnavailable(CollateralError):
     """The service does not answer, or not what was asked for; whether something is genuine is left open.
@@ -34,3 +37,17 @@ def refused(service: str, what: str, status: int) -> KdsUnavailable:
     if status in (400, 404):
         return NotAtKds(f"{service} does not have {what} (HTTP {status})", field="kds")
     return KdsUnavailable(f"{service} refuses {what} (HTTP {status})", field="kds")
+
+
+def retry_after(text: str) -> float | None:
+    """Seconds that a Retry-After asks for: a number, or a date (RFC 9110, 10.2.3); None if it is neither."""
+    import time
+    from email.utils import parsedate_to_datetime
+
+    text = text.strip()
+    if text.isascii() and text.isdigit() and len(text) < 9:
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError, OverflowError):
+        return None

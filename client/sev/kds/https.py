@@ -7,8 +7,6 @@ sev.kds.certificates).
 from __future__ import annotations
 
 import ssl
-import time
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -26,9 +24,6 @@ HEADER_MAX = 256
 """Characters of one of them; a longer one is left out."""
 
 REDIRECTIONS_MAX = 3
-AGAIN = frozenset({429, 500, 502, 503, 504})
-"""Statuses of a service that cannot answer for now."""
-
 ENVIRONMENT, DIRECT = "", "none"
 """Proxies: those of the environment (HTTPS_PROXY, NO_PROXY); none at all. Anything else is the address of one."""
 
@@ -126,17 +121,6 @@ class Https:
             raise NoAnswer(f"no connection ({error.reason})", passes=True) from None
         except (OSError, HTTPException) as error:
             raise NoAnswer(f"the connection broke ({str(error) or type(error).__name__})", passes=True) from None
-
-
-def retry_after(text: str) -> float | None:
-    """Seconds that a Retry-After asks for: a number, or a date (RFC 9110, 10.2.3); None if it is neither."""
-    text = text.strip()
-    if text.isascii() and text.isdigit() and len(text) < 9:
-        return float(text)
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 class _Redirects(HTTPRedirectHandler):

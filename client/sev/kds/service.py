@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sev.errors import UsageError
 from sev.kds import urls
-from sev.kds.errors import KdsUnavailable, NotAtKds, refused
-from sev.kds.https import AGAIN, Https, NoAnswer, retry_after
+from sev.kds.errors import AGAIN, KdsUnavailable, NotAtKds, refused, retry_after
+from sev.kds.https import Https, NoAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

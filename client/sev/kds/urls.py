@@ -85,7 +85,7 @@ def hash_sticks(product: Product, tcb: TcbVersion, *, service: str = AMD) -> str
 
 
 def hwid(product: Product, chip_id: bytes) -> str:
-    """A chip's identifier as the service takes it: as many bytes as the line's have, in hexadecimal. Raises as `vcek`."""
+    """A chip's identifier as the service takes it: hexadecimal, as long as the line has them. Raises as `vcek`."""
     own = _snp(product).chip_id_bytes
     if len(chip_id) not in (own, CHIP_ID_BYTES) or any(chip_id[own:]):
         raise UsageError(
