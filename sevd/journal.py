@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from sev.errors import LimitReached, UsageError
 from sev.records import record, replace
-from sevd.durable import sync_directory
+from sevd import durable
 
 ENTRIES = 4096
 """Entries kept, of all identities."""
@@ -196,17 +197,19 @@ class Journal:
 
     def _append(self, entry: Entry, *, sync: bool) -> None:
         line = _line(entry)
-        written = os.write(self._file, line)
+        written = durable.disk.write(self._file, line)
         if written != len(line):  # a full disk: take the torn piece back, or the next line would be glued to it
-            os.ftruncate(self._file, self._size)
+            durable.disk.truncate(self._file, self._size)
             raise OSError(28, os.strerror(28))
         self._size += len(line)
         if sync:
-            os.fdatasync(self._file)
+            durable.disk.sync_data(self._file)
 
     def _load(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(self._path, flags, 0o600)
+        new = not os.path.lexists(self._path)
+        self._file = durable.disk.append(self._path, 0o600)
+        if new:
+            durable.sync_directory(self._path.parent)  # or a power loss takes the file with all that was synced in it
         with open(self._path, "rb") as file:
             lines = file.read().splitlines(keepends=True)
         torn = bool(lines) and not lines[-1].endswith(b"\n")
@@ -222,7 +225,9 @@ class Journal:
                 self._entries[entry.owner, entry.request_id] = entry
         if damaged:
             aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._clock())}")
-            os.replace(self._path, aside)
+            # One more name: the file keeps its own until what is readable of it stands there.
+            with contextlib.suppress(FileExistsError):
+                durable.disk.link(self._path, aside)
             log.error("%s: %d entries cannot be read; the file was set aside as %s", self._path, damaged, aside)
         self._size = os.fstat(self._file).st_size
         if torn or damaged or self._size > REWRITE_BYTES:
@@ -230,22 +235,15 @@ class Journal:
 
     def _rewrite(self) -> None:
         """Writes the entries that are known to a fresh file and puts it in the place of the old one."""
-        temporary = self._path.with_name(f"{self._path.name}.new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(temporary, flags, 0o600)
+        data = b"".join(_line(entry) for entry in self._entries.values())
         try:
-            data = b"".join(_line(entry) for entry in self._entries.values())
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(data)
-            os.fsync(descriptor)
-            os.replace(temporary, self._path)
-        except OSError:
-            os.close(descriptor)
-            raise
-        # The old file has no name any more: from here on nothing may be appended to it, whatever fails.
-        os.close(self._file)
-        self._file, self._size = descriptor, len(data)
-        sync_directory(self._path.parent)
+            durable.write(self._path, data, 0o600)
+        finally:
+            # Whatever failed: from here on entries go to the file that has the name, which may be the new one.
+            old, self._file = self._file, -1
+            os.close(old)
+            self._file = durable.disk.append(self._path, 0o600)
+            self._size = os.fstat(self._file).st_size
 
 
 def _line(entry: Entry) -> bytes:

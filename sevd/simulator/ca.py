@@ -8,6 +8,7 @@ a file counts only once it is listed: a crash between the two leaves nothing hal
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sev.abi.tcb import TcbVersion
 from sev.products import Product
+from sevd import durable
 from sevd.simulator import store, x509
 from sevd.simulator.chip import Chip
 
@@ -260,7 +262,8 @@ class CertificateAuthority:
         self._cache[name] = data
         self._save()
         for each in gone:
-            (self._directory / each).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                durable.disk.remove(self._directory / each)
 
     def _save(self) -> None:
         _write_list(self._directory, self._created, self._files, self._leaves, self._crl_number)

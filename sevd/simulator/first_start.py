@@ -27,18 +27,18 @@ def make(
     """Makes a chip in a directory of its own and gives it its name when it is complete."""
     import shutil  # only a first start needs it
 
-    home.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable.make_directories(home.parent, 0o700)
     prefix = f".{home.name}.new-"
     for leftover in home.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover)  # an interrupted first start: never had its name, so nothing was ever made with it
     growing = home.with_name(f"{prefix}{secrets.token_hex(4)}")
-    growing.mkdir(mode=0o700)
+    durable.disk.make_directory(growing, 0o700)
     try:
         chip = Chip.make(product, entropy)
         chip.save(growing)
         CertificateAuthority.make(product, chip, growing, progress, clock)
         Platform.store_new(product, growing, version)
-        growing.rename(home)
+        durable.disk.rename(growing, home)
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)
         raise

@@ -131,7 +131,7 @@ def set_aside(directory: Path) -> Path:
     """Moves a chip's directory out of the way, beside itself, and answers its new path; nothing is deleted."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target = directory.with_name(f"{directory.name}.aside-{stamp}-{secrets.token_hex(3)}")
-    directory.rename(target)
+    durable.disk.rename(directory, target)
     durable.sync_directory(directory.parent)
     return target
 

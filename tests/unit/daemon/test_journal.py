@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sev.errors import LimitReached, UsageError
+from sevd import durable
 from sevd import journal as module
 from sevd.journal import Entry, Journal, Outcome
 
@@ -199,7 +200,7 @@ def test_after_a_rewrite_whose_folder_cannot_be_synced_entries_go_to_the_file_th
     made.begin("uid:1", "first", "/M", "d")
     with monkeypatch.context() as patch:
         patch.setattr("sevd.journal.REWRITE_BYTES", 0)
-        patch.setattr("sevd.journal.sync_directory", full)
+        patch.setattr(durable.disk, "sync_directory", full)
         with pytest.raises(OSError, match="Input/output"):
             made.finish("uid:1", "first", Outcome(0, b"x"))
     made.begin("uid:1", "second", "/M", "d")
