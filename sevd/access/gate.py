@@ -17,6 +17,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from sev.errors import LimitReached, NotPermitted, SevError
 from sev.records import mutable_record
@@ -25,8 +26,12 @@ from sevd.access.identity import Caller
 from sevd.access.listeners import Listener
 from sevd.access.peer import Peer, peer_of
 from sevd.access.policy import AccessPolicy
-from sevd.access.relay import Relay
+from sevd.access.relay import End, Relay
 from sevd.audit import Audit
+
+if TYPE_CHECKING:
+    from sevd.access.remote import Remote
+    from sevd.access.remote_peer import RemotePeer
 
 ACCEPTS_PER_WAKE = 64
 """Connections taken in one go, before calls are served again."""
@@ -50,7 +55,7 @@ class Connection:
     Attributes:
         name: What gRPC reports as its peer.
         caller: Who is there.
-        peer: The process as the kernel told.
+        peer: The process as the kernel told, or the certificate as TLS verified it.
         listener: The socket that it came through.
         account: What its identity uses.
         relay: The bytes' way to the server; None once it has ended.
@@ -60,7 +65,7 @@ class Connection:
 
     name: str
     caller: Caller
-    peer: Peer
+    peer: Peer | RemotePeer
     listener: Listener
     account: Account
     relay: Relay | None = None
@@ -96,6 +101,13 @@ class Gate:
         self._empty.set()
         self.connections: dict[str, Connection] = {}
         """Open connections by what gRPC reports as their peer."""
+        self.remote: Remote | None = None
+        """Who takes connections from other machines; None: there is no listener for them."""
+
+    @property
+    def policy(self) -> AccessPolicy:
+        """The policy that holds now."""
+        return self._policy
 
     def open(self, listeners: Iterable[Listener]) -> None:
         """Starts to accept."""
@@ -105,6 +117,8 @@ class Gate:
 
     def stop_accepting(self) -> None:
         """Accepts nothing more, and gives the paths up that were bound here."""
+        if self.remote is not None:
+            self.remote.stop()
         for listener in self._listeners:
             self._loop.remove_reader(listener.socket.fileno())
             listener.close()
@@ -116,12 +130,23 @@ class Gate:
         self._limits = limits
         for connection in list(self.connections.values()):
             kind = connection.listener.kind
-            caller = policy.caller(connection.peer, floor=kind.floor, ceiling=kind.ceiling)
-            if caller is not None:
-                connection.caller = caller
-                self._move(connection, self.accounts.of(caller.owner))
-            elif connection.relay is not None:
-                connection.relay.close()
+            if isinstance(connection.peer, Peer):
+                caller = policy.caller(connection.peer, floor=kind.floor, ceiling=kind.ceiling)
+                self.judged(connection, caller)
+            elif self.remote is not None:
+                self.remote.judge_again(connection)
+
+    def judged(self, connection: Connection, caller: Caller | None) -> None:
+        """An open connection has another caller now; None: it is closed."""
+        if caller is not None:
+            connection.caller = caller
+            self._move(connection, self.accounts.of(caller.owner))
+        elif connection.relay is not None:
+            connection.relay.close()
+
+    def remote_connections(self) -> list[Connection]:
+        """Open connections from other machines."""
+        return [one for one in self.connections.values() if one.listener.kind.remote]
 
     def by_socket(self) -> Counter[str]:
         """How many connections are open, by the socket that they came through."""
@@ -144,7 +169,7 @@ class Gate:
     def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPTS_PER_WAKE):
             try:
-                client, _ = listener.socket.accept()
+                client, address = listener.socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -152,7 +177,10 @@ class Gate:
                 return
             client.setblocking(False)
             try:
-                self._admit(listener, client)
+                if listener.kind.remote and self.remote is not None:
+                    self.remote.begin(listener, client, address)
+                else:
+                    self._admit(listener, client)
             except SevError as error:
                 client.close()
                 log.warning("connection refused socket=%s: %s", listener.kind.name, error.message)
@@ -201,7 +229,7 @@ class Gate:
         self._empty.clear()
         self._join(connection, client, name, self._loop.time() + DIAL_SECONDS)
 
-    def _join(self, connection: Connection, client: socket.socket, name: str, deadline: float) -> None:
+    def _join(self, connection: Connection, client: End, name: str, deadline: float) -> None:
         """Dials the server and starts the relay; tries again while the server's own queue is full."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:

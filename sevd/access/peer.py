@@ -56,6 +56,16 @@ class Peer:
     pidfd: int | None = None
     told_unit: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in its certificate: a process of this host has none."""
+        return ()
+
+    @property
+    def address(self) -> str:
+        """Where it is: here."""
+        return ""
+
     def alive(self) -> bool:
         """Whether the process still runs; True where the kernel cannot tell."""
         if self.pidfd is None:
