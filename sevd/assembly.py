@@ -149,6 +149,7 @@ class Assembly:
             quiet=quiet,
             changed=self.host.changed,
             vlek=VlekMemory(state.path / "vlek.json"),
+            firmware_update=parts.firmware_update,
         )
         self._sev = SevPlatform(
             self._device,

@@ -102,6 +102,11 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
 
         return SimulatedReader(simulator)
 
+    def update_firmware(version: str, tcb: str, commit: bool) -> None:
+        from sevd.simulator.firmware_update import update
+
+        update(simulator, version, tcb, commit=commit)
+
     simulator = Simulator.open(
         state.folder("simulator"),
         product=settings.simulate,
@@ -120,6 +125,7 @@ def _simulated_host(settings: Settings, state: StateDirectory) -> HostParts:
         endorsements=simulator.endorsements,
         sev_certificates=simulator.sev_certificates,
         reader=reader,
+        firmware_update=update_firmware,
         close=simulator.close,
     )
 
@@ -201,6 +207,7 @@ def _served_host(settings: Settings, directory: Path, state: StateDirectory) -> 
         committed_tcb=simulator.committed_tcb,
         endorsements=simulator.endorsements,
         sev_certificates=simulator.sev_certificates,
+        firmware_update=simulator.update_firmware,
         sev_path=simulator.sev_path,
         kvm_path=kvm_path,
         plain=settings.plain_guests and os.access(kvm_path, os.R_OK | os.W_OK),

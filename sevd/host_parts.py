@@ -43,6 +43,7 @@ class HostParts:
         present: Whether the SEV device can be opened now; it may appear later.
         may_go: What is there now may go away: another process serves it.
         look: Reads `facts` anew, after something appeared; None where nothing can.
+        firmware_update: Has another firmware run (version, TCB as text or "", commit); only a simulated host can.
         close: Ends it.
     """
 
@@ -64,6 +65,7 @@ class HostParts:
     present: Callable[[], bool] = lambda: True
     may_go: bool = False
     look: Callable[[], HostFacts] | None = None
+    firmware_update: Callable[[str, str, bool], None] | None = None
     close: Callable[[], None] = lambda: None
 
     def host_reader(self) -> Reader:

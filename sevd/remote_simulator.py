@@ -24,6 +24,9 @@ from sevd.devices.missing import Missing
 ANSWER_SECONDS = 2.0
 """Seconds that the simulator has to answer."""
 
+UPDATE_SECONDS = 30.0
+"""Seconds that it has to take another firmware into use."""
+
 COUNT_SECONDS = 0.2
 """Seconds that it has to count its ASIDs, which the daemon asks between two calls; else the last count stands."""
 
@@ -97,6 +100,10 @@ class RemoteSimulator:
         """What vouches for the chip in SEV's own form: the signed CEK, ASK and ARK. Raises DeviceMissing."""
         found = packets.table(self._ask("sev-certificates"), "certificates")
         return {kind: packets.octets(found, kind) for kind in found}
+
+    def update_firmware(self, version: str, tcb: str, commit: bool) -> None:
+        """Has another firmware run. Raises UsageError, FirmwareError, KernelError, NotPermitted, DeviceMissing."""
+        self._ask("firmware-update", UPDATE_SECONDS, version=version, tcb=tcb, commit=commit)
 
     def roots_pem(self) -> bytes:
         """The root that its certificates end in: PEM."""
@@ -183,7 +190,7 @@ class RemoteSimulator:
         counted = {name: packets.runs({name: [asids[name]]}, name, 2)[0] for name in asids}
         self._asids = {name: (pair[0], pair[1]) for name, pair in counted.items()}
 
-    def _ask(self, name: str, seconds: float = ANSWER_SECONDS) -> dict[str, object]:
+    def _ask(self, name: str, seconds: float = ANSWER_SECONDS, **fields: object) -> dict[str, object]:
         """One question. Raises DeviceMissing where nobody answers in time, and what the simulator answers."""
         until = time.monotonic() + seconds
         if not self._lock.acquire(timeout=seconds):
@@ -193,7 +200,7 @@ class RemoteSimulator:
             if sock is not None:
                 try:
                     sock.settimeout(max(until - time.monotonic(), 0.001))
-                    return packets.ask(sock, {"op": name})
+                    return packets.ask(sock, {"op": name, **fields})
                 except OSError:
                     # A late answer must not be taken for that of the next question.
                     self._hang_up()

@@ -13,6 +13,7 @@ made does not exist for it.
     memory {fd, change, …}      of an SEV or SEV-ES guest (sevd.simulator.control_memory)
     host {}    committed {}    endorsements {}         what the host says of itself
     fault {spec}    faults {}    power-loss {}         for root, or for the user that runs the simulator
+    firmware-update {version, tcb, commit}             the same: another firmware (sevd.simulator.firmware_update)
 
 The answer to KVM_CREATE_GUEST_MEMFD carries a descriptor: the memory itself. A refusal of the kernel is {errno}, any
 other is {error: {…}}. What cannot be understood is answered, and harms nothing.

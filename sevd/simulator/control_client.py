@@ -163,6 +163,10 @@ class ControlClient:
         """Injects a fault (sevd.simulator.faults). Raises UsageError for no fault, NotPermitted."""
         self.call("fault", spec=spec)
 
+    def update_firmware(self, version: str, tcb: str = "", *, commit: bool = False) -> None:
+        """Has another firmware run (sevd.simulator.firmware_update). Raises UsageError, FirmwareError, NotPermitted."""
+        self.call("firmware-update", version=version, tcb=tcb, commit=commit)
+
     def close(self) -> None:
         """Ends the connection: everything it held is closed."""
         self._sock.close()

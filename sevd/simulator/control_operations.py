@@ -170,6 +170,18 @@ def _faults(session: Session, message: Message) -> Message:
     }
 
 
+def _firmware_update(session: Session, message: Message) -> Message:
+    from sevd.simulator import firmware_update
+
+    session.need_authority()
+    commit = message.get("commit", False)
+    if not isinstance(commit, bool):
+        raise MalformedInput("commit: expected true or false", field="commit")
+    tcb = packets.text(message, "tcb") if "tcb" in message else ""
+    firmware_update.update(session.simulator, packets.text(message, "version"), tcb, commit=commit)
+    return {}
+
+
 def _power_loss(session: Session, message: Message) -> Message:
     del message
     session.need_authority()
@@ -196,4 +208,5 @@ OPERATIONS: Mapping[str, Callable[[Session, Message], Message]] = {
     "fault": _fault,
     "faults": _faults,
     "power-loss": _power_loss,
+    "firmware-update": _firmware_update,
 }

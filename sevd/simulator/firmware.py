@@ -199,6 +199,11 @@ class Firmware(LegacyCommands, LegacyGuestCommands):
         with self._command("SNP_COMMIT") as platform:
             platform.commit()
 
+    def snp_download_firmware_ex(self, image: bytes, flags: int = 0) -> None:
+        """SNP_DOWNLOAD_FIRMWARE_EX of a file of `versions.image`; b0 of `flags` commits it."""
+        with self._command("SNP_DOWNLOAD_FIRMWARE_EX") as platform:
+            platform.update(bytes(image), flags)
+
     def snp_vlek_load(self, blob: bytes, *, wrapped_version: int = 0) -> None:
         """SNP_VLEK_LOAD of 432 bytes."""
         with self._command("SNP_VLEK_LOAD") as platform:

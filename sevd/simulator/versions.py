@@ -139,16 +139,28 @@ BEFORE_SNP: dict[str, tuple[Release, ...]] = {
 _IMAGE = b"sevd simulated SEV firmware "
 
 
-def image(version: Version) -> bytes:
-    """The file that stands for a firmware version: what DOWNLOAD_FIRMWARE takes."""
-    return _IMAGE + text(version).encode()
+_IMAGE_TCB = b" tcb "
 
 
-def of_image(data: bytes) -> Version | None:
-    """The version of such a file; None for anything else, AMD's own files included: the model cannot run them."""
+def image(version: Version, tcb: bytes = b"") -> bytes:
+    """The file that stands for a firmware version: what DOWNLOAD_FIRMWARE and SNP_DOWNLOAD_FIRMWARE_EX take.
+
+    Args:
+        version: The version.
+        tcb: CURRENT_TCB of a machine that runs it, 8 bytes, where it is not that of `release`.
+    """
+    return _IMAGE + text(version).encode() + (_IMAGE_TCB + tcb.hex().encode() if tcb else b"")
+
+
+def of_image(data: bytes) -> tuple[Version, bytes] | None:
+    """Version and TCB (8 bytes; empty: that of `release`) of such a file; None for anything else, AMD's own files
+    included: the model cannot run them."""
+    version, found, tcb = data.removeprefix(_IMAGE).partition(_IMAGE_TCB)
+    if not data.startswith(_IMAGE) or (found and len(tcb) != 16):
+        return None
     try:
-        return parse(data.removeprefix(_IMAGE).decode()) if data.startswith(_IMAGE) else None
-    except (UsageError, UnicodeDecodeError):
+        return parse(version.decode()), bytes.fromhex(tcb.decode())
+    except (UsageError, ValueError):
         return None
 
 
