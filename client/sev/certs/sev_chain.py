@@ -23,6 +23,7 @@ from sev.errors import MalformedInput
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 STEPS: dict[str, str] = {
     "format": "there is one PDH, PEK, OCA and CEK",
@@ -172,6 +173,15 @@ def verify(chain: SevChain, *, roots: SevRoots | None = None) -> VerifiedChain:
     """
     roots = roots or SevRoots.amd()
     link: list[AmdCertificate] = []
+    keys: dict[int, Any] = {}
+
+    def load() -> str:
+        for one in (chain.pdh, chain.pek, chain.oca, chain.cek):
+            keys[one.usage] = one.public_key()
+        return "every key can be used"
+
+    def slot(subject: SevCertificate, signer: SevCertificate) -> str:
+        return f"signature {sev_signatures.verify(subject, signer, keys[signer.usage])}"
 
     def cek() -> str:
         link.append(_issuer(chain, roots))
@@ -186,10 +196,10 @@ def verify(chain: SevChain, *, roots: SevRoots | None = None) -> VerifiedChain:
     done = steps.run(
         (
             ("format", lambda: "PDH, PEK, OCA and CEK"),
-            ("keys", lambda: _keys(chain)),
-            ("pdh", lambda: _slot(chain.pdh, chain.pek)),
-            ("oca", lambda: f"{_slot(chain.oca, chain.oca)}; PEK: {_slot(chain.pek, chain.oca)}"),
-            ("pek", lambda: _slot(chain.pek, chain.cek)),
+            ("keys", load),
+            ("pdh", lambda: slot(chain.pdh, chain.pek)),
+            ("oca", lambda: f"{slot(chain.oca, chain.oca)}; PEK: {slot(chain.pek, chain.oca)}"),
+            ("pek", lambda: slot(chain.pek, chain.cek)),
             ("cek", cek),
             ("ask", ask),
         ),
@@ -249,16 +259,6 @@ def root_of(ask: AmdCertificate, authorities: Iterable[AmdCertificate], roots: S
         else:
             return ark
     raise problem or NotGenuine("the ASK is signed by no trusted ARK", field="ASK")
-
-
-def _keys(chain: SevChain) -> str:
-    for one in (chain.pdh, chain.pek, chain.oca, chain.cek):
-        one.public_key()
-    return "every key can be used"
-
-
-def _slot(subject: SevCertificate, signer: SevCertificate) -> str:
-    return f"signature {sev_signatures.verify(subject, signer)}"
 
 
 def _issuer(chain: SevChain, roots: SevRoots) -> AmdCertificate:

@@ -76,8 +76,13 @@ def sign(
     return certificate.signed(slot, made)
 
 
-def verify(certificate: SevCertificate, signer: SevCertificate | AmdCertificate) -> int:
+def verify(certificate: SevCertificate, signer: SevCertificate | AmdCertificate, key: Any = None) -> int:
     """Checks that a certificate is signed by another's key (its own, for an OCA); answers the slot, 1 or 2.
+
+    Args:
+        certificate: What is signed.
+        signer: Who should have.
+        key: The signer's public key where it is loaded already.
 
     Raises:
         NotSignedBy: No slot has a signature of the signer's usage.
@@ -87,7 +92,8 @@ def verify(certificate: SevCertificate, signer: SevCertificate | AmdCertificate)
     found = [number for number, each in enumerate(certificate.signatures, 1) if _claims(each, signer.usage)]
     if not found:
         raise NotSignedBy(f"{certificate.name}: it carries no signature of the {signer.name}", field=certificate.name)
-    key = signer.public_key()
+    if key is None:
+        key = signer.public_key()
     for number in found:
         if verifies(certificate.signatures[number - 1], key, certificate.body):
             return number
