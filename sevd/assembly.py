@@ -48,6 +48,7 @@ from sevd.guests.service import Guests
 from sevd.host_parts import HostParts
 from sevd.journal import Journal
 from sevd.metrics.collect import Collector, Sources
+from sevd.metrics.observer import Observer
 from sevd.metrics.tally import Tally
 from sevd.opening import LateEndorsements
 from sevd.platform.check import HostChecker
@@ -101,7 +102,8 @@ class Assembly:
         self.events = Events(simulated=parts.simulated)
         self.events.watches = settings.watches_per_identity
         self._tally = Tally()
-        self.scheduler = Scheduler(observe=self._observed)
+        observer = Observer(self._tally, traced=settings.tracing)
+        self.scheduler = Scheduler(observe=observer.job)
         self._audit, self._journal = _records(settings, state)
         self._reading = AuditReading(self._audit)
         self._audit.count_refused = self._tally.connection_refused
@@ -200,6 +202,7 @@ class Assembly:
             else (simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"].full_name,),
         )
         self._descriptors = Descriptors(policy, self._audit, self._shared)
+        self.server.frame.spans = observer.spans()
         self.events.listen(self._happened)
 
     async def start(self) -> None:
@@ -244,6 +247,8 @@ class Assembly:
         await self._endorsements.close()
         if not await asyncio.to_thread(self.scheduler.close):
             log.error("a firmware command is still running: the daemon ends without it")
+        if self.server.frame.spans is not None:
+            await asyncio.to_thread(self.server.frame.spans.close)
         self._journal.close()
         self._audit.close()
 
@@ -316,12 +321,6 @@ class Assembly:
 
     def _calls_in_flight(self) -> int:
         return self.server.frame.in_flight
-
-    def _observed(self, lane: str, name: str, waited: float, took: float, error: BaseException | None) -> None:
-        """A piece of device work ended. Runs on the worker."""
-        step = name if "/" in lane else lane
-        result = "done" if error is None else getattr(error, "reason", "INTERNAL")
-        self._tally.step(step, result, waited, took)
 
     def _tell_health(self) -> None:
         self._start(self.server.foreign.refresh_health())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from sevd.tracing import Step
+
     class Call(Protocol):
         """What is told of a call.
 
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
             method: Its name with the service.
             request_id: Its id.
             owner: Who calls; empty while that is not known.
+        steps: The device work that was done for it; kept where spans are written alone.
         """
 
         method: str
         request_id: str
         owner: str
+        steps: list[Step]
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("sevd-call", default=None)

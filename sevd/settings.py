@@ -73,6 +73,7 @@ class Settings:
     audit_file_bytes: int = 16 << 20
     audit_files: int = 4
     metrics_listen: str = ""
+    tracing: bool = False
     journal_entries: int = 4096
     journal_entries_per_identity: int = 1024
     journal_seconds: int = 24 * 3600
@@ -208,6 +209,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metrics.listen", "metrics_listen", "text", "Where Prometheus finds /metrics: an address and a port of the "
             "loopback interface, such as 127.0.0.1:9463; empty: nowhere. systemd may pass a socket instead.",
             "Everybody on this machine may read them there. They name no caller and no guest."),
+    Setting("tracing.enabled", "tracing", "switch", "Write OpenTelemetry spans of calls and of their device work; "
+            "where to is OpenTelemetry's own configuration (OTEL_TRACES_EXPORTER).",
+            "Spans tell methods, request ids and times to whoever collects them."),
     Setting("journal.entries", "journal_entries", "number", "Request ids kept in all.",
             "A retry whose id was forgotten acts again.", "entries", 16, 1 << 20),
     Setting("journal.entries_per_identity", "journal_entries_per_identity", "number", "Request ids kept of one "

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import closing
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
-from sev.errors import Unreachable
+from sev.errors import SevError, Unreachable
 from sev.records import replace
+from sevd.access.gate import Connection
 from sevd.access.identity import Caller
 from sevd.api.foreign import Foreign
 from sevd.api.frame import Frame
+from sevd.api.receiving import Messages, held, request_of
 from sevd.api.rules import Method, UndeclaredMethod, methods_of
 from sevd.api.trace import Context, Trace, begin
 
@@ -84,150 +87,175 @@ def _handler(frame: Frame, method: Method, function: Any, skin: Skin) -> grpc.Rp
         return grpc.stream_stream_rpc_method_handler(_converse(frame, method, function))
     if method.uploads:
         return grpc.stream_unary_rpc_method_handler(_upload(frame, method, function))
+    # See sevd.api.receiving for why each method takes a stream.
     if method.streams:
-        return grpc.unary_stream_rpc_method_handler(_stream(frame, method, function))
-    if method.mutating or skin.cached(method.attribute) is None:
-        return grpc.unary_unary_rpc_method_handler(_unary(frame, method, function))
+        return grpc.stream_stream_rpc_method_handler(_stream(frame, method, function))
     slow = _unary(frame, method, function)
-    return grpc.unary_unary_rpc_method_handler(_fast(frame, method, skin, slow))
+    if method.mutating or skin.cached(method.attribute) is None:
+        return grpc.stream_unary_rpc_method_handler(slow)
+    return grpc.stream_unary_rpc_method_handler(_fast(frame, method, skin, slow))
 
 
 def _fast(
-    frame: Frame, method: Method, skin: Skin, slow: Callable[[bytes, Context], Awaitable[bytes]]
-) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    frame: Frame, method: Method, skin: Skin, slow: Callable[..., Awaitable[bytes]]
+) -> Callable[[object, Context], Awaitable[bytes]]:
     """A read with an empty request from bytes at hand; everything else goes the usual way."""
     connections, role, attribute, cached = frame.connections, method.role, method.attribute, skin.cached
     count = frame.tally.quick(method.name)
 
-    async def behave(raw: bytes, context: Context) -> bytes:
-        if not raw:
-            connection = connections.get(context.peer())
-            if connection is not None and connection.caller.role >= role:
-                answer = cached(attribute)
-                if answer is not None:
-                    count[0] += 1
-                    return answer
-        return await slow(raw, context)
+    async def behave(unused: object, context: Context) -> bytes:
+        connection = connections.get(context.peer())
+        if frame.spans is not None or connection is None or connection.caller.role < role or frame.crowded(connection):
+            return await slow(unused, context)
+        connection.calls += 1
+        connection.account.calls += 1
+        raw: bytes | SevError
+        try:
+            raw = await request_of(context)
+        except SevError as error:
+            raw = error
+        finally:
+            connection.calls -= 1
+            connection.account.calls -= 1
+        if raw == b"":
+            answer = cached(attribute)
+            if answer is not None:
+                count[0] += 1
+                return answer
+        return await slow(unused, context, raw)
 
     return behave
 
 
-def _unary(frame: Frame, method: Method, function: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    async def behave(raw: bytes, context: Context) -> bytes:
+def _unary(frame: Frame, method: Method, function: Unary) -> Callable[..., Awaitable[bytes]]:
+    async def behave(unused: object, context: Context, got: bytes | SevError | None = None) -> bytes:
         trace, peer = begin(method.name, context), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name)
-            try:
-                caller = connection.caller
+            caller = connection.caller
+            if isinstance(got, SevError):
+                raise got
+            raw = await request_of(context) if got is None else got
+            with held(connection, len(raw), frame.limits):
                 request = frame.read(method, raw, trace)
                 answer = await frame.act(method, connection, trace, raw, lambda: function(caller, request))
-            finally:
-                frame.leave(connection)
+            frame.record(connection, trace, mutating=method.mutating)
+            context.set_trailing_metadata(trace.metadata)
+            return answer
         except asyncio.CancelledError:
             frame.record(connection, trace, mutating=method.mutating, cancelled=True)
             raise
         except Exception as error:
-            lost = frame.failed(error, method.name, trace)
-            frame.record(connection or frame.connections.get(peer), trace, mutating=method.mutating)
-            await context.abort(lost.code, lost.message, lost.trailer)
-        frame.record(connection, trace, mutating=method.mutating)
-        context.set_trailing_metadata(trace.metadata)
-        return answer
+            await _abort(frame, method, connection, trace, context, error, mutating=method.mutating)
+            raise AssertionError("abort raises") from error
+        finally:
+            if connection is not None:
+                frame.leave(connection)
 
     return behave
 
 
-def _upload(
-    frame: Frame, method: Method, function: Upload
-) -> Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]]:
-    async def behave(chunks: AsyncIterator[bytes], context: Context) -> bytes:
+def _upload(frame: Frame, method: Method, function: Upload) -> Callable[[object, Context], Awaitable[bytes]]:
+    async def behave(unused: object, context: Context) -> bytes:
         trace, peer = begin(method.name, context), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name)
-            try:
-                if method.needs_device:
-                    frame.need_device(method.name)
-                answer = (await function(connection.caller, chunks, trace)).SerializeToString()
-            finally:
-                frame.leave(connection)
+            if method.needs_device:
+                frame.need_device(method.name)
+            with closing(Messages(context, connection, frame.limits)) as messages:
+                answer = (await function(connection.caller, messages, trace)).SerializeToString()
+            frame.record(connection, trace, mutating=True)
+            context.set_trailing_metadata(trace.metadata)
+            return answer
         except asyncio.CancelledError:
             frame.record(connection, trace, mutating=True, cancelled=True)
             raise
         except Exception as error:
-            lost = frame.failed(error, method.name, trace)
-            frame.record(connection or frame.connections.get(peer), trace, mutating=True)
-            await context.abort(lost.code, lost.message, lost.trailer)
-        frame.record(connection, trace, mutating=True)
-        context.set_trailing_metadata(trace.metadata)
-        return answer
+            await _abort(frame, method, connection, trace, context, error, mutating=True)
+            raise AssertionError("abort raises") from error
+        finally:
+            if connection is not None:
+                frame.leave(connection)
 
     return behave
 
 
-def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
-    async def behave(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[object, Context], AsyncIterator[bytes]]:
+    async def behave(unused: object, context: Context) -> AsyncIterator[bytes]:
         trace, peer = begin(method.name, context, stream=True), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)
+            messages = function(connection.caller, frame.read(method, await request_of(context), trace))
             try:
-                messages = function(connection.caller, frame.read(method, raw, trace))
-                try:
-                    # Tells the client that from here on nothing is missed.
-                    await context.send_initial_metadata(trace.metadata)
-                    async for message in messages:
-                        yield message.SerializeToString()
-                finally:
-                    await _close(messages)
-                if frame.stopping:
-                    raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
+                # Tells the client that from here on nothing is missed.
+                await context.send_initial_metadata(trace.metadata)
+                async for message in messages:
+                    yield message.SerializeToString()
             finally:
-                frame.leave(connection, stream=True)
+                await _close(messages)
+            if frame.stopping:
+                raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
+            frame.record(connection, trace, mutating=False)
         except (asyncio.CancelledError, GeneratorExit):
             frame.record(connection, trace, mutating=False, cancelled=True)
             raise
         except Exception as error:
-            lost = frame.failed(error, method.name, trace)
-            frame.record(connection or frame.connections.get(peer), trace, mutating=False)
-            await context.abort(lost.code, lost.message, lost.trailer)
-        frame.record(connection, trace, mutating=False)
+            await _abort(frame, method, connection, trace, context, error, mutating=False)
+        finally:
+            if connection is not None:
+                frame.leave(connection, stream=True)
 
     return behave
 
 
-def _converse(
-    frame: Frame, method: Method, function: Converse
-) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
-    async def behave(chunks: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+def _converse(frame: Frame, method: Method, function: Converse) -> Callable[[object, Context], AsyncIterator[bytes]]:
+    async def behave(unused: object, context: Context) -> AsyncIterator[bytes]:
         trace, peer = begin(method.name, context, stream=True), context.peer()
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)
-            try:
-                if method.needs_device:
-                    frame.need_device(method.name)
-                messages = function(connection.caller, chunks, trace)
+            if method.needs_device:
+                frame.need_device(method.name)
+            with closing(Messages(context, connection, frame.limits, endless=True)) as received:
+                messages = function(connection.caller, received, trace)
                 try:
                     async for message in messages:
                         yield message
                 finally:
                     await _close(messages)
-                if frame.stopping:
-                    raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
-            finally:
-                frame.leave(connection, stream=True)
+            if frame.stopping:
+                raise Unreachable("the daemon is stopping", remedy="Connect again when it runs again.")
+            frame.record(connection, trace, mutating=True)
         except (asyncio.CancelledError, GeneratorExit):
             frame.record(connection, trace, mutating=True, cancelled=True)
             raise
         except Exception as error:
-            lost = frame.failed(error, method.name, trace)
-            frame.record(connection or frame.connections.get(peer), trace, mutating=True)
-            await context.abort(lost.code, lost.message, lost.trailer)
-        frame.record(connection, trace, mutating=True)
+            await _abort(frame, method, connection, trace, context, error, mutating=True)
+        finally:
+            # Only now: an answer that the caller does not take still is a call of his.
+            if connection is not None:
+                frame.leave(connection, stream=True)
 
     return behave
+
+
+async def _abort(
+    frame: Frame,
+    method: Method,
+    connection: Connection | None,
+    trace: Trace,
+    context: Context,
+    error: Exception,
+    *,
+    mutating: bool,
+) -> None:
+    """Answers what a call failed with, and leaves its record. Always raises."""
+    lost = frame.failed(error, method.name, trace)
+    frame.record(connection or frame.connections.get(context.peer()), trace, mutating=mutating)
+    await context.abort(lost.code, lost.message, lost.trailer)
 
 
 async def _close(messages: AsyncIterator[Any]) -> None:

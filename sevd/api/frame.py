@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -37,6 +37,9 @@ from sevd.calling import CURRENT
 from sevd.devices.missing import remedy_of
 from sevd.journal import Outcome
 from sevd.metrics.tally import Tally
+
+if TYPE_CHECKING:
+    from sevd.tracing import Spans
 
 _AUDITED = (NotPermitted, ConfirmationMissing, LimitReached, NotFound)
 """Refusals that are recorded for calls that change nothing, too."""
@@ -71,6 +74,8 @@ class Frame:
             tally: Where calls are counted.
         """
         self.tally = tally or Tally()
+        self.spans: Spans | None = None
+        """Where spans of calls are written."""
         self.connections = connections
         self.limits = limits or CallLimits()
         self.stopping = False
@@ -112,6 +117,10 @@ class Frame:
             self._unary += 1
             self._idle.clear()
         return connection
+
+    def crowded(self, connection: Connection) -> bool:
+        """Whether another call of this identity would be refused."""
+        return connection.account.calls >= (connection.caller.limits.calls or self.limits.calls)
 
     def leave(self, connection: Connection, *, stream: bool = False) -> None:
         """Counts a call out."""
@@ -227,7 +236,10 @@ class Frame:
     def record(self, connection: Connection | None, trace: Trace, *, mutating: bool, cancelled: bool = False) -> None:
         """Counts a call that ended, and leaves its audit record if it deserves one."""
         seconds = time.monotonic() - trace.started
-        self.tally.call(trace.method, "CANCELLED" if cancelled else trace.code, None if trace.stream else seconds)
+        code = "CANCELLED" if cancelled else trace.code
+        self.tally.call(trace.method, code, None if trace.stream else seconds)
+        if self.spans is not None:
+            self.spans.call(trace, code, seconds)
         error = trace.error
         if connection is None or not (mutating or isinstance(error, _AUDITED)):
             return
@@ -245,7 +257,8 @@ class Frame:
         if trace.repeated:
             facts["repeated"] = True
         facts["duration_ms"] = round(seconds * 1000, 1)
-        self._audit.call(connection.caller, connection.unit(), connection.listener.kind.name, facts)
+        peer, name = connection.peer, connection.listener.kind.name
+        self._audit.call(connection.caller, connection.unit(), name, facts, names=peer.names, address=peer.address)
 
     async def drain(self, seconds: float) -> None:
         """Waits for calls that are answered once, and for those whose caller is gone; cancels what takes longer."""

@@ -17,16 +17,21 @@ from sev.records import field, mutable_record
 from sevd.calling import CURRENT, REQUEST_ID_KEY, is_request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import grpc
 
     from sev.errors import SevError
+    from sevd.tracing import Step
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 REQUEST_ID_TRAILER = "sevd-request-id"
 """Metadata key under which the id of a call comes back: trailing, or initial where the answer is a stream."""
+
+TRACEPARENT_KEY = "traceparent"
+"""Metadata key of the caller's trace."""
+
+TRACEPARENT_CHARACTERS = 256
+"""Longest value of it that is looked at; today's have 55."""
 
 _here = secrets.token_hex(4)
 _numbers = itertools.count(1)
@@ -48,6 +53,8 @@ class Trace:
         error: What went wrong, if something did.
         code: The canonical code it ends with, by name.
         stream: It is answered as long as its caller listens.
+        traceparent: The caller's trace (W3C Trace Context), if it sent one.
+        steps: The device work that it did; kept where spans are written alone.
     """
 
     method: str
@@ -61,6 +68,8 @@ class Trace:
     error: SevError | None = None
     code: str = "OK"
     stream: bool = False
+    traceparent: str = ""
+    steps: list[Step] = field(default_factory=list)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -71,14 +80,16 @@ class Trace:
 
 def begin(method: str, context: Context, *, stream: bool = False) -> Trace:
     """A call begins, in a task of its own."""
-    trace = Trace(method, request_id=_given(context.invocation_metadata() or ()), stream=stream)
+    given = traceparent = ""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and is_request_id(value):
+            given = given or str(value)
+        elif key == TRACEPARENT_KEY and len(value) <= TRACEPARENT_CHARACTERS:
+            traceparent = str(value)
+    trace = Trace(method, request_id=given or _fresh(), stream=stream, traceparent=traceparent)
     CURRENT.set(trace)
     return trace
 
 
-def _given(metadata: Iterable[Any]) -> str:
-    """The id that the client set, else a fresh one."""
-    for key, value in metadata:
-        if key == REQUEST_ID_KEY and is_request_id(value):
-            return str(value)
+def _fresh() -> str:
     return f"{_here}-{next(_numbers):x}"

