@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     )
     from sev.aio_run import AsyncGuestRun
     from sev.calls import Call, Failure, Operation, Stream
+    from sev.certs.sev_roots import SevRoots
+    from sev.guest_model import Guest
     from sev.mapped_memory import MappedMemory
 else:
     guest_operations, hosted, operations = Later("sev.guest_operations"), Later("sev.hosted"), Later("sev.operations")
@@ -331,3 +333,21 @@ def connect(
     chosen = choose(target)
     secured = channel.credentials(chosen, tls_cert, tls_key, tls_ca)
     return AsyncHost(chosen, timeout=timeout, credentials=secured, request_id=request_id)
+
+
+async def migrate(
+    source: AsyncHost,
+    target: AsyncHost,
+    guest_id: str,
+    *,
+    roots: SevRoots | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> Guest:
+    """Moves an SEV guest of the caller's own to another host, as `sev.migration.migrate` does, from one description.
+
+    Cancelled, it undoes what it began before it lets the cancellation through: the guest is whole at the source, or,
+    where that had ended already, at the target.
+    """
+    from sev.aio_migration import migrate
+
+    return await migrate(source, target, guest_id, roots=roots, progress=progress)

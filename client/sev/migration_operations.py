@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Departure:
     """What the receiving host needs to know: the guest as it is, and what a guest for it is created with.
 
-    `session` is the launch blob for the receiving platform, `vcpus` the state of each vCPU.
+    `session` is the launch blob for the receiving platform, `vcpus` the state of each vCPU, `shared` the memory that
+    the guest shares with its host: (guest physical address, bytes).
     """
 
     guest: Guest
@@ -34,6 +35,7 @@ class Departure:
     cpuid_signature: int
     ap_reset_address: int
     vcpus: tuple[bytes, ...]
+    shared: tuple[tuple[int, int], ...] = ()
 
 
 def start_sending(
@@ -68,6 +70,7 @@ def start_sending(
         answer.cpuid_signature,
         answer.ap_reset_address,
         tuple(answer.vcpus),
+        tuple((one.gpa, one.size_bytes) for one in answer.shared),
     )
 
 
@@ -153,14 +156,31 @@ def receive_pages(guest_id: str, pages: Sequence[Page], *, validate_only: bool =
 
 
 def finish_receiving(
-    guest_id: str, vcpus: Sequence[bytes], *, validate_only: bool = False, request_id: str = ""
+    guest_id: str,
+    vcpus: Sequence[bytes],
+    shared: Sequence[tuple[int, int]] = (),
+    *,
+    validate_only: bool = False,
+    request_id: str = "",
 ) -> Operation[Guest]:
-    """RECEIVE_FINISH, with the state of each vCPU. State: receiving to ready, or failed."""
+    """RECEIVE_FINISH. State: receiving to ready, or failed.
+
+    Args:
+        guest_id: The guest.
+        vcpus: The state of each vCPU.
+        shared: The memory that it shares with its host, as it was told when it left; all else must have come.
+        validate_only: Check everything, change nothing.
+        request_id: Makes retries safe; one is made if empty.
+    """
     from sev.v1 import guest_pb2 as pb
 
     request_id = request_id or new_request_id()
     request = pb.FinishReceivingGuestRequest(
-        guest_id=text("guest_id", guest_id), vcpus=vcpus, validate_only=validate_only, request_id=request_id
+        guest_id=text("guest_id", guest_id),
+        vcpus=vcpus,
+        shared=[pb.MemoryRange(gpa=gpa, size_bytes=size) for gpa, size in shared],
+        validate_only=validate_only,
+        request_id=request_id,
     )
     answer = yield from ask(
         device("GuestService/FinishReceivingGuest", request, pb.FinishReceivingGuestResponse, request_id)

@@ -169,6 +169,7 @@ class GuestSkin(PlainSkin):
             cpuid_signature=wanted.cpuid_signature,
             ap_reset_address=wanted.ap_reset_address,
             vcpus=() if leaving is None else leaving.vcpus,
+            shared=[pb.MemoryRange(gpa=gpa, size_bytes=size) for gpa, size in leaving.shared] if leaving else (),
         )
 
     async def send_guest_pages(self, caller: Caller, request: pb.SendGuestPagesRequest) -> pb.SendGuestPagesResponse:
@@ -222,7 +223,11 @@ class GuestSkin(PlainSkin):
     ) -> pb.FinishReceivingGuestResponse:
         """RECEIVE_FINISH."""
         guest = await self._guests.migration.finish_receiving(
-            caller, request.guest_id, list(request.vcpus), validate_only=request.validate_only
+            caller,
+            request.guest_id,
+            list(request.vcpus),
+            [(one.gpa, one.size_bytes) for one in request.shared],
+            validate_only=request.validate_only,
         )
         return pb.FinishReceivingGuestResponse(guest=messages.guest(guest))
 

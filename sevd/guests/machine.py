@@ -243,7 +243,9 @@ class Machine:
 
     def debug_write(self, gpa: int, data: bytes) -> None:
         """DBG_ENCRYPT. Raises NotOffered for other types."""
-        self._legacy("write_guest_memory").driver.debug_write(gpa, data)
+        launch = self._legacy("write_guest_memory")
+        launch.driver.debug_write(gpa, data)
+        launch.travel.take(gpa, len(data))
 
     def finish(self, finish: Finish) -> bytes:
         """SNP_LAUNCH_FINISH; answers the launch digest, 48 bytes, or nothing for a plain guest.

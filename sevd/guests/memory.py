@@ -47,6 +47,21 @@ class Intervals:
         index = bisect_right(self._ends, first)
         return list(zip(self._starts[index : index + most], self._ends[index : index + most], strict=True))
 
+    def within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of [start, end) that are in the set, as ranges (start, end)."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        pieces = zip(self._starts[first:last], self._ends[first:last], strict=True)
+        return [(max(start, left), min(end, right)) for left, right in pieces]
+
+    def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of [start, end) that are not in the set, as ranges (start, end)."""
+        out = []
+        for left, right in (*self.within(start, end), (end, end)):
+            if start < left:
+                out.append((start, left))
+            start = right
+        return out
+
     def add(self, start: int, end: int) -> None:
         """Puts [start, end) in."""
         if start >= end:

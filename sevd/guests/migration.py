@@ -32,6 +32,8 @@ CHAIN_BYTES = 3 * CERTIFICATE_BYTES
 AUTHORITIES_BYTES = 16 << 10
 BATCH = 256
 """Pages of one call."""
+SHARED_RUNS = 1 << 16
+"""Ranges of memory that a guest can share with its host: a guest of 64 GiB that shares every other 512 KiB."""
 STATE_BYTES = 16 << 10
 """Bytes of the state of one vCPU."""
 
@@ -161,10 +163,22 @@ class Migration:
             await work.do(guest.ready_for(Step.RECEIVE_PAGES).travel.receive, pages)
 
     async def finish_receiving(
-        self, caller: Caller, guest_id: str, vcpus: Sequence[bytes], *, validate_only: bool = False
+        self,
+        caller: Caller,
+        guest_id: str,
+        vcpus: Sequence[bytes],
+        shared: Sequence[tuple[int, int]],
+        *,
+        validate_only: bool = False,
     ) -> Guest:
         """RECEIVE_FINISH: RECEIVING to READY. A refusal is final: FAILED."""
         guest = self._own(caller, guest_id, Step.RECEIVED)
+        if len(shared) > SHARED_RUNS:
+            raise UsageError(f"shared: {len(shared)} ranges, expected at most {SHARED_RUNS}", field="shared")
+        for index, (gpa, size) in enumerate(shared):
+            if gpa % PAGE or size % PAGE or not size:
+                raise UsageError(f"shared[{index}]: 0x{gpa:x} and {size} bytes, expected whole pages", field="shared")
+            guest.memory.check_bounds(gpa, size, f"shared[{index}]")
         if len(vcpus) != guest.request.vcpu_count or any(len(one) > STATE_BYTES for one in vcpus):
             raise UsageError(f"vcpus: {len(vcpus)} states for {guest.request.vcpu_count} vCPUs", field="vcpus")
         if validate_only:
@@ -173,7 +187,7 @@ class Migration:
         async def step() -> None:
             async with guest.lock:
                 try:
-                    await work.do(guest.ready_for(Step.RECEIVED).travel.finish_receiving, vcpus)
+                    await work.do(guest.ready_for(Step.RECEIVED).travel.finish_receiving, vcpus, shared)
                 except SevError as error:
                     if work.issued and guest.state is GuestState.RECEIVING:
                         guest.failure = error.message

@@ -108,7 +108,7 @@ class Travel(Protocol):
     def receive(self, pages: Sequence[Carried]) -> None:
         """RECEIVE_UPDATE_DATA."""
 
-    def finish_receiving(self, vcpus: Sequence[bytes]) -> None:
+    def finish_receiving(self, vcpus: Sequence[bytes], shared: Sequence[tuple[int, int]]) -> None:
         """RECEIVE_FINISH."""
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sev.errors import MalformedInput, UsageError, WrongState
 from sev.launch import vcpu_state
-from sev.launch.sev_migration import Departure, Page, Receiver, Sender
+from sev.launch.sev_migration import BATCH, Departure, Page, Receiver, Sender
 from sevd.guests.memory import Intervals
 from sevd.guests.model import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sev.launch.memory import Range
     from sev.launch.sev import Sev
 
 LOOKS = 8192
@@ -43,10 +44,12 @@ class Leaving(NamedTuple):
     Attributes:
         session: Launch blob for the receiver, 128 bytes.
         vcpus: State of each vCPU (sev.launch.vcpu_state).
+        shared: The memory that it shares with its host: (address, bytes), whole pages.
     """
 
     session: bytes
     vcpus: tuple[bytes, ...]
+    shared: tuple[tuple[int, int], ...] = ()
 
 
 class SevTravel:
@@ -84,16 +87,28 @@ class SevTravel:
             sender.close()
             raise
         self._sender = sender
-        return Leaving(departure.session, vcpus)
+        return Leaving(departure.session, vcpus, self._shared_memory())
 
     def send(self, position: int, most: int) -> tuple[list[Carried], int]:
         """At most so many pages from a position on, and where to go on; 0: that was all."""
         sender = self._sending()
-        memory = self._driver.machine.guest_memory
-        assert memory is not None
-        out: list[Carried] = []
+        wanted, following = self._next(position, most)
+        sealed = [gpa for gpa, content in wanted if content is None]
+        packets: list[Page] = []
+        for at in range(0, len(sealed), BATCH):
+            packets += sender.pages(sealed[at : at + BATCH])
+        each = iter(packets)
+        out = []
+        for gpa, content in wanted:
+            packet = next(each) if content is None else Page(b"", content)
+            out.append(Carried(gpa, packet.header, packet.data))
+        return out, following
+
+    def _next(self, position: int, most: int) -> tuple[list[tuple[int, bytes | None]], int]:
+        """Addresses of the next pages, with the content of shared ones, and where to go on."""
+        out: list[tuple[int, bytes | None]] = []
         first = 0
-        for part in memory.ranges:
+        for part in self._ranges():
             count = part.size // PAGE
             for page in range(max(position - first, 0), count):
                 number = first + page
@@ -101,10 +116,9 @@ class SevTravel:
                     return out, number
                 gpa = part.gpa + page * PAGE
                 if self._is_private(gpa):
-                    packet = sender.page(gpa)
-                    out.append(Carried(gpa, packet.header, packet.data))
+                    out.append((gpa, None))
                 elif any(content := part.pages[page * PAGE : (page + 1) * PAGE]):
-                    out.append(Carried(gpa, b"", content))
+                    out.append((gpa, content))
             first += count
         return out, 0
 
@@ -135,27 +149,67 @@ class SevTravel:
             UsageError: A page outside of memory, or a shared one over a private one.
         """
         receiver = self._receiving()
+        packets = [one for one in pages if one.header]
+        for at in range(0, len(packets), BATCH):
+            group = packets[at : at + BATCH]
+            receiver.pages((one.gpa, Page(one.header, one.data)) for one in group)
+            for one in group:
+                self.take(one.gpa, PAGE)
         for one in pages:
             if one.header:
-                receiver.page(one.gpa, Page(one.header, one.data))
-                self.take(one.gpa, PAGE)
                 continue
             if one.gpa % PAGE or len(one.data) != PAGE or self._private.overlap(one.gpa, one.gpa + PAGE) is not None:
                 raise UsageError(f"pages: the page at 0x{one.gpa:x} is none, or came as private before", field="pages")
             with self._driver.memory(one.gpa, PAGE) as memory:
                 memory[:] = one.data
 
-    def finish_receiving(self, vcpus: Sequence[bytes]) -> None:
-        """RECEIVE_FINISH, after the vCPUs were given their state."""
+    def finish_receiving(self, vcpus: Sequence[bytes], shared: Sequence[tuple[int, int]]) -> None:
+        """RECEIVE_FINISH, after the vCPUs were given their state.
+
+        Raises:
+            MalformedInput: A state of a vCPU that is none, or too many or few of them.
+            UsageError: What is said to be shared came as private, or the rest of memory did not.
+            FirmwareError, KernelError: Refused.
+        """
         receiver, machine = self._receiving(), self._driver.machine
         if len(vcpus) != len(machine.vcpu_fds):
             raise MalformedInput(f"vcpus: {len(vcpus)} states for {len(machine.vcpu_fds)} vCPUs", field="vcpus")
         for state in vcpus:
             vcpu_state.parse(state)
+        self._take_shared(shared)
         for fd, state in zip(machine.vcpu_fds, vcpus, strict=True):
             vcpu_state.give(self._driver.kernel, fd, state)
         receiver.finish()
         self.close()
+
+    def _take_shared(self, shared: Sequence[tuple[int, int]]) -> None:
+        """The map of what the guest shares. All memory must have come as the map has it: nothing was lost."""
+        named = Intervals()
+        for gpa, size in shared:
+            if gpa % PAGE or size % PAGE or size <= 0 or (at := self._private.overlap(gpa, gpa + size)) is not None:
+                where = gpa if gpa % PAGE or size % PAGE or size <= 0 else at
+                raise UsageError(f"shared: 0x{where:x} is no page, or came as private", field="shared")
+            named.add(gpa, gpa + size)
+        for part in self._ranges():
+            for start, end in self._private.gaps(part.gpa, part.gpa + part.size):
+                for lacking, _ in named.gaps(start, end):
+                    raise UsageError(
+                        f"shared: the page at 0x{lacking:x} is not shared, and did not come", field="shared"
+                    )
+        self._shared = named
+
+    def _shared_memory(self) -> tuple[tuple[int, int], ...]:
+        out = []
+        for part in self._ranges():
+            end = part.gpa + part.size
+            runs = self._private.gaps(part.gpa, end) if self._told else self._shared.within(part.gpa, end)
+            out += [(start, stop - start) for start, stop in runs]
+        return tuple(out)
+
+    def _ranges(self) -> list[Range]:
+        memory = self._driver.machine.guest_memory
+        assert memory is not None
+        return memory.ranges
 
     def close(self) -> None:
         """Gives back what is held for the way; once more does nothing."""

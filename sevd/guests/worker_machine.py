@@ -89,10 +89,12 @@ class Worker:
                     remedy="The guest is lost: delete it and create another one.",
                 ) from None
 
-    def ask(self, message: dict[str, object], *, seconds: float = ANSWER_SECONDS) -> dict[str, object]:
+    def ask(
+        self, message: dict[str, object], fds: tuple[int, ...] = (), *, seconds: float = ANSWER_SECONDS
+    ) -> dict[str, object]:
         """One request whose answer has no descriptors: those that come all the same are closed. Raises as `call`."""
-        answer, fds = self.call(message, seconds=seconds)
-        wire.close_all(fds)
+        answer, strange = self.call(message, fds, seconds=seconds)
+        wire.close_all(strange)
         return answer
 
     def ended(self, seconds: float) -> bool:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
-from sevd.guests.sev_travel import Carried, Leaving
-from sevd.worker import wire
-from sevd.worker.travel import PAGES, STATES, pages_from, texts
+from sevd.guests.sev_travel import Leaving
+from sevd.worker import pages, wire
+from sevd.worker.travel import RUNS, STATES, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import Protocol
 
     from sev.launch.sev_migration import Departure
+    from sevd.guests.sev_travel import Carried
+
+    class Ask(Protocol):
+        """Asks the worker."""
+
+        def __call__(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> dict[str, object]: ...
 
 
 class WorkerTravel:
@@ -21,7 +30,7 @@ class WorkerTravel:
         call: Asks the worker.
     """
 
-    def __init__(self, call: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    def __init__(self, call: Ask) -> None:
         self._call = call
 
     def start_sending(self, pdh: bytes, chain: bytes, authorities: bytes) -> Leaving:
@@ -31,17 +40,16 @@ class WorkerTravel:
         states: list[bytes] = []
         while len(states) < wire.whole(answer, "vcpus"):
             states += texts(self._ask("vcpus", **{"from": len(states)}), "states")
-        return Leaving(wire.octets(answer, "session"), tuple(states))
+        shared: list[tuple[int, ...]] = []
+        while len(shared) < wire.whole(answer, "shared"):
+            shared += wire.runs(self._ask("shared", **{"from": len(shared)}), "runs", 2)
+        return Leaving(wire.octets(answer, "session"), tuple(states), tuple((gpa, size) for gpa, size in shared))
 
     def send(self, position: int, most: int) -> tuple[list[Carried], int]:
-        """SEND_UPDATE_DATA, so many at a time as fit in an answer."""
-        out: list[Carried] = []
-        while True:
-            answer = self._ask("send", position=position)
-            out += pages_from(answer)
-            position = wire.whole(answer, "next")
-            if not position or len(out) + PAGES > most:
-                return out, position
+        """SEND_UPDATE_DATA."""
+        with _memory() as fd:
+            answer = self._ask("send", fd, position=position, most=most)
+            return pages.get(fd, answer), wire.whole(answer, "next")
 
     def cancel(self) -> None:
         """SEND_CANCEL."""
@@ -56,18 +64,29 @@ class WorkerTravel:
         session = departure.session.hex()
         self._ask("start-receiving", policy=departure.policy, session=session, pdh=pdh.hex())
 
-    def receive(self, pages: Sequence[Carried]) -> None:
+    def receive(self, carried: Sequence[Carried]) -> None:
         """RECEIVE_UPDATE_DATA."""
-        for at in range(0, len(pages), PAGES):
-            rows = [[one.gpa, one.header.hex(), one.data.hex()] for one in pages[at : at + PAGES]]
-            self._ask("receive", pages=rows)
+        with _memory() as fd:
+            self._ask("receive", fd, pages=pages.put(fd, carried))
 
-    def finish_receiving(self, vcpus: Sequence[bytes]) -> None:
+    def finish_receiving(self, vcpus: Sequence[bytes], shared: Sequence[tuple[int, int]]) -> None:
         """RECEIVE_FINISH."""
         for at in range(0, len(vcpus), STATES):
             states = [one.hex() for one in vcpus[at : at + STATES]]
             self._ask("give-vcpus", **{"from": at, "states": states})
+        for at in range(0, len(shared), RUNS):
+            self._ask("give-shared", **{"from": at, "runs": [list(run) for run in shared[at : at + RUNS]]})
         self._ask("finish-receiving")
 
-    def _ask(self, word: str, **more: object) -> dict[str, object]:
-        return self._call({"op": "travel", "word": word, **more})
+    def _ask(self, word: str, *fds: int, **more: object) -> dict[str, object]:
+        return self._call({"op": "travel", "word": word, **more}, fds)
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[int]:
+    """A memfd for pages."""
+    fd = os.memfd_create("pages", os.MFD_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

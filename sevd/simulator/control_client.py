@@ -23,6 +23,7 @@ from sev.errors import DeviceMissing, MalformedInput, NotPermitted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -97,6 +98,31 @@ class ControlClient:
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
         """ioctl(2); addresses are those of this process. Raises OSError."""
         return packets.whole(self.call("ioctl", fd=fd, request=request, argument=argument), "result")
+
+    def ioctls(
+        self,
+        fd: int,
+        request: int,
+        arguments: Sequence[int],
+        *,
+        change: str = COPY,
+        moves: Sequence[tuple[int, int, int]] = (),
+    ) -> tuple[int, int]:
+        """The same ioctl again and again, until one fails, in one exchange: (how many succeeded, errno or 0).
+
+        Args:
+            fd: The descriptor.
+            request: The ioctl.
+            arguments: Its arguments, at most 1024.
+            change: What `moves` do: COPY, OPEN or SEAL.
+            moves: Guest memory that is moved before, as `transfer` does it: (source, target, bytes).
+
+        Raises:
+            OSError: A move failed, and nothing was begun.
+        """
+        fields = {"arguments": list(arguments), "change": change, "moves": [list(move) for move in moves]}
+        answer = self.call("ioctls", fd=fd, request=request, **fields)
+        return packets.whole(answer, "done"), packets.whole(answer, "failed")
 
     def create_memory(self, fd: int, request: int, argument: int) -> tuple[int, int]:
         """KVM_CREATE_GUEST_MEMFD: the simulated descriptor, and one of the memory itself, the caller's to close.

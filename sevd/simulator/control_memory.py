@@ -23,6 +23,8 @@ from sevd.simulator.kvm_vm import VmFile
 from sevd.simulator.memory_cipher import BLOCK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sevd.simulator.memory_cipher import MemoryKey
     from sevd.simulator.process import Process
     from sevd.simulator.simulator import Simulator
@@ -36,22 +38,28 @@ def transfer(simulator: Simulator, process: Process, fd: int, message: dict[str,
         UsageError: The descriptor is no guest of this host, or numbers that are no multiples of 16.
         WrongState: Its launch was not started.
     """
-    change = packets.text(message, "change")
-    source, target, size = (packets.whole(message, name) for name in ("source", "target", "size"))
+    move = tuple(packets.whole(message, name) for name in ("source", "target", "size"))
+    move_each(simulator, process, fd, packets.text(message, "change"), [move])
+
+
+def move_each(simulator: Simulator, process: Process, fd: int, change: str, moves: Sequence[tuple[int, ...]]) -> None:
+    """The operation for several ranges of memory: (source, target, size). Raises as `transfer`."""
     if change not in (COPY, OPEN, SEAL):
         raise MalformedInput(f"change: {change!r:.20}, expected {COPY}, {OPEN} or {SEAL}", field="change")
-    if change != COPY and (source | target | size) % BLOCK:
-        raise UsageError(f"memory: addresses and size must be multiples of {BLOCK}", field="size")
+    for source, target, size in moves:
+        if min(source, target, size) < 0 or (change != COPY and (source | target | size) % BLOCK):
+            raise UsageError(f"memory: addresses and size must be multiples of {BLOCK}", field="size")
     key = _key(simulator, process, fd)
     memory = process.memory
-    for address, length in runs(source, size):
-        there = target + address - source
-        data = memory.read(address, length)
-        if change == OPEN:
-            data = key.decrypt(memory.location(address), data)
-        elif change == SEAL:
-            data = key.encrypt(memory.location(there), data)
-        memory.write(there, data)
+    for source, target, size in moves:
+        for address, length in runs(source, size):
+            there = target + address - source
+            data = memory.read(address, length)
+            if change == OPEN:
+                data = key.decrypt(memory.location(address), data)
+            elif change == SEAL:
+                data = key.encrypt(memory.location(there), data)
+            memory.write(there, data)
 
 
 def _key(simulator: Simulator, process: Process, fd: int) -> MemoryKey:

@@ -17,6 +17,9 @@ from sevd.simulator.vcpu import VcpuFile
 
 Message = dict[str, object]
 
+IOCTLS_MAX = 1024
+"""Most ioctls of one request."""
+
 _U32, _U64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -68,6 +71,19 @@ def _open(session: Session, message: Message) -> Message:
 def _ioctl(session: Session, message: Message) -> Message:
     fd, request = _number(message, "fd", _U32), _number(message, "request", _U32)
     return {"result": session.process.ioctl(fd, request, _number(message, "argument"))}
+
+
+def _ioctls(session: Session, message: Message) -> Message:
+    fd, request = _number(message, "fd", _U32), _number(message, "request", _U32)
+    arguments = message.get("arguments")
+    if not isinstance(arguments, list) or len(arguments) > IOCTLS_MAX:
+        raise MalformedInput(f"arguments: expected a list of at most {IOCTLS_MAX} numbers", field="arguments")
+    numbers = [_number({"arguments": one}, "arguments") for one in arguments]
+    moves = packets.runs(message, "moves", 3)
+    if moves:
+        control_memory.move_each(session.simulator, session.process, fd, packets.text(message, "change"), moves)
+    done, failed = session.process.ioctls(fd, request, numbers)
+    return {"done": done, "failed": failed}
 
 
 def _close(session: Session, message: Message) -> Message:
@@ -192,6 +208,7 @@ def _power_loss(session: Session, message: Message) -> Message:
 OPERATIONS: Mapping[str, Callable[[Session, Message], Message]] = {
     "open": _open,
     "ioctl": _ioctl,
+    "ioctls": _ioctls,
     "close": _close,
     "discard": _discard,
     "name": _name,

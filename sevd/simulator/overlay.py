@@ -32,6 +32,8 @@ from sevd.simulator.overlay_sev import SevOverlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sev.abi.kvm_run import Hypercall
     from sev.launch.linux import LinuxMemory
 
@@ -98,6 +100,11 @@ class OverlayKernel:
             return file.ioctl(request, argument)
         return self._linux.ioctl(fd, request, argument)
 
+    def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """The same ioctl(2) again and again, until one fails: (how many succeeded, errno or 0)."""
+        file = self._files.get(fd)
+        return self._linux.ioctls(fd, request, arguments) if file is None else file.ioctls(request, arguments)
+
     def map(self, fd: int, size: int) -> memoryview:
         """mmap(2) of a vCPU, the real one's. Raises OSError: EOPNOTSUPP: nothing executes here."""
         file = self._files.get(fd)
@@ -126,8 +133,6 @@ class OverlayKernel:
         self._files.clear()
         self._linux.exit()
 
-    # What only a model can tell of a guest.
-
     def name(self, vm_fd: int, guest_id: str) -> None:
         """Names a guest, for the simulator's files. Raises UsageError."""
         self.control.name(vm_fd, guest_id)
@@ -147,8 +152,6 @@ class OverlayKernel:
     def key(self, vm_fd: int, **request: int) -> bytes:
         """A derived key as the guest gets it, 32 bytes, secret. Raises as `report`."""
         return self.control.key(vm_fd, **request)
-
-    # For the files below.
 
     def model(self, fd: int, request: int, argument: int) -> int:
         """An ioctl of the model. Raises OSError."""
@@ -180,6 +183,10 @@ class _File:
     def ioctl(self, request: int, argument: int) -> int:
         """The model answers."""
         return self.kernel.model(self.fd, request, argument)
+
+    def ioctls(self, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """One after the other."""
+        return overlay_sev.one_by_one(self.ioctl, request, arguments)
 
     def close(self) -> None:
         """The descriptor is closed."""
@@ -247,9 +254,7 @@ class _Vm(_File):
         if request == kvm.KVM_CREATE_GUEST_MEMFD:
             fd, memory = self.kernel.control.create_memory(self.fd, request, argument)
             return self.kernel.install(fd, _Memory(self, fd, memory))
-        command = -1
-        if request == kvm.KVM_MEMORY_ENCRYPT_OP and argument:
-            command = self._command(argument)
+        command = self._command(argument) if request == kvm.KVM_MEMORY_ENCRYPT_OP and argument else -1
         if self.sev and self._encrypted is not None and command in overlay_sev.COMMANDS:
             result = self._encrypted.command(command, argument)
         else:
@@ -262,6 +267,13 @@ class _Vm(_File):
         elif self._memory is not None:
             self._follow(self._memory, request, argument, command)
         return result
+
+    def ioctls(self, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """Pages of a guest on its way go together."""
+        commands = {self._command(one) for one in arguments} if request == kvm.KVM_MEMORY_ENCRYPT_OP else set()
+        if self._encrypted is not None and len(commands) == 1 and self.sev:
+            return self._encrypted.each(commands.pop(), arguments)
+        return super().ioctls(request, arguments)
 
     def guest_asks(self, asked: Hypercall) -> None:
         """A guest in encrypted memory wants pages to be private or shared. Raises OSError if they cannot be mapped."""

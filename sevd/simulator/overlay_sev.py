@@ -13,6 +13,7 @@ hypercall, for the real VM has none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from sevd.simulator.overlay_memory import OverlayMemory, OwnWindow, Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeVar
 
     from sev.abi.record import Record
@@ -89,6 +90,21 @@ class SevOverlay:
         else:
             self._ranges.append((address, size))
         return result
+
+    def each(self, number: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """The same command with one envelope after the other, until one fails: (how many succeeded, errno or 0).
+
+        Pages of a guest that leaves or comes go to the model together. Raises OSError as `command` where none began.
+        """
+        try:
+            if number == kvm_sev.RECEIVE_UPDATE_DATA and not self._finished:
+                return self._receive_each(arguments)
+            if number == kvm_sev.SEND_UPDATE_DATA and self._finished:
+                return self._send_each(arguments)
+        except (_Unknown, SevError):
+            pass  # something is wrong with one of them: the model says it when its turn comes
+        follow = self.command if number in COMMANDS else lambda _, argument: self._model(argument)
+        return one_by_one(follow, number, arguments)
 
     def adopt(self, number: int) -> None:
         """A slot was made: memory in it that was encrypted before is private. Raises OSError."""
@@ -171,6 +187,21 @@ class SevOverlay:
                 if isinstance(slot.window, OwnWindow) and self._memory.private_run(slot.gfn + page, 1):
                     self._move(SEAL, slot.window.private + page * PAGE, base + page * PAGE, PAGE)
 
+    def _receive_each(self, arguments: Sequence[int]) -> tuple[int, int]:
+        memory = self._kernel.memory
+        parts = []
+        for argument in arguments:
+            data = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size())).data
+            parts.append(self._filled(kvm_sev.RECEIVE_UPDATE_DATA, data))
+        done, failed = self._kernel.control.ioctls(self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, arguments)
+        for address, size in parts[:done]:
+            last, length = self._ranges[-1] if self._ranges else (0, 0)
+            if last + length == address:
+                self._ranges[-1] = (last, length + size)
+            else:
+                self._ranges.append((address, size))
+        return done, failed
+
     # Commands that look at the guest.
 
     def _decrypt(self, request: abi.Debug, argument: int) -> int:
@@ -194,20 +225,61 @@ class SevOverlay:
         page, place = self._sealed(request.guest_uaddr)
         return self._issue(argument, replace(request, guest_uaddr=place), page)
 
+    def _send_each(self, arguments: Sequence[int]) -> tuple[int, int]:
+        """Pages are encrypted for the command in memory of its own, those that follow each other in one move."""
+        memory, count = self._kernel.memory, len(arguments)
+        places, moves = list[int](), list[tuple[int, int, int]]()
+        envelope, structure = kvm_sev.SevCmd.size(), abi.SendUpdateData.size()
+        area = mmap.mmap(-1, count * (2 * PAGE))
+        base = memory.place(memoryview(area))
+        try:
+            for index, argument in enumerate(arguments):
+                command = kvm_sev.SevCmd.decode(memory.read(argument, envelope))
+                request = self._read(abi.SendUpdateData, command.data)
+                plain = self._plain(request.guest_uaddr)
+                wrong = not (request.hdr_len and request.trans_len and plain)
+                if wrong or request.guest_uaddr % PAGE + request.guest_len > PAGE:
+                    raise _Unknown
+                sealed, room = index * PAGE, (count + index) * PAGE
+                asked = replace(request, guest_uaddr=base + sealed + request.guest_uaddr % PAGE)
+                area[room : room + structure] = asked.encode()
+                area[room + structure : room + structure + envelope] = replace(command, data=base + room).encode()
+                places.append(base + room + structure)
+                if moves and sum(moves[-1][::2]) == plain:
+                    moves[-1] = (moves[-1][0], moves[-1][1], moves[-1][2] + PAGE)
+                else:
+                    moves.append((plain, base + sealed, PAGE))
+            operation = kvm.KVM_MEMORY_ENCRYPT_OP
+            done, failed = self._kernel.control.ioctls(self._fd, operation, places, change=SEAL, moves=moves)
+            for argument, place in zip(arguments[: done + 1], places, strict=False):
+                error = kvm_sev.SevCmd.decode(memory.read(place, envelope)).error
+                memory.write(
+                    argument, replace(kvm_sev.SevCmd.decode(memory.read(argument, envelope)), error=error).encode()
+                )
+            return done, failed
+        finally:
+            memory.release(base)
+            area.close()
+
     def _sealed(self, address: int) -> tuple[int, int]:
         """Where the page of a byte lies as the guest has it now (0: it is in no slot), and where that byte will be once
         the page is encrypted: in memory of its own."""
+        plain = self._plain(address)
+        if not plain:
+            return 0, address
+        if self._page is None:
+            self._page = mmap.mmap(-1, PAGE)
+            self._scratch = self._kernel.memory.place(memoryview(self._page))
+        return plain, self._scratch + address % PAGE
+
+    def _plain(self, address: int) -> int:
+        """Where the page of a byte lies as the guest has it now; 0: it is in no slot."""
         for slot, start, _ in self._parts(address, 1):
             base = slot.region.userspace_addr
             page = (start - base) // PAGE
-            plain = base
-            if isinstance(slot.window, OwnWindow) and self._memory.private_run(slot.gfn + page, 1):
-                plain = slot.window.private
-            if self._page is None:
-                self._page = mmap.mmap(-1, PAGE)
-                self._scratch = self._kernel.memory.place(memoryview(self._page))
-            return plain + page * PAGE, self._scratch + address % PAGE
-        return 0, address
+            private = isinstance(slot.window, OwnWindow) and self._memory.private_run(slot.gfn + page, 1)
+            return (slot.window.private if private and isinstance(slot.window, OwnWindow) else base) + page * PAGE
+        return 0
 
     def _read(self, form: type[T], address: int) -> T:
         try:
@@ -266,6 +338,16 @@ class SevOverlay:
 
     def _model(self, argument: int) -> int:
         return self._kernel.model(self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, argument)
+
+
+def one_by_one(ioctl: Callable[[int, int], int], request: int, arguments: Sequence[int]) -> tuple[int, int]:
+    """An ioctl again and again, until one fails: (how many succeeded, errno or 0)."""
+    for done, argument in enumerate(arguments):
+        try:
+            ioctl(request, argument)
+        except OSError as error:
+            return done, error.errno or errno.EIO
+    return len(arguments), 0
 
 
 class _Unknown(Exception):

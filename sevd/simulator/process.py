@@ -10,7 +10,7 @@ import errno
 import heapq
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from sevd.simulator.address_space import AddressSpace
 from sevd.simulator.errnos import fail
@@ -118,6 +118,15 @@ class Process:
             return file.ioctl(self, request & 0xFFFF_FFFF, argument & 0xFFFF_FFFF_FFFF_FFFF)
         finally:
             file.drop()
+
+    def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """The same ioctl(2) again and again, until one fails: (how many succeeded, errno or 0)."""
+        for done, argument in enumerate(arguments):
+            try:
+                self.ioctl(fd, request, argument)
+            except OSError as error:
+                return done, error.errno or errno.EIO
+        return len(arguments), 0
 
     def map(self, fd: int, size: int) -> memoryview:
         """No file of the model has memory to map: nothing executes in it. Raises OSError(EBADF, EOPNOTSUPP)."""

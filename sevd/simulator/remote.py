@@ -15,7 +15,7 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from sevd.simulator.address_space import AddressSpace
@@ -258,6 +258,7 @@ class RemoteProcess(Process):
         self.pid = pid
         self.memory: RemoteMemory = RemoteMemory(pid, pidfd, image)
         self._own = own
+        self._known: dict[int, File] | None = None
 
     def take(self, fd: int) -> File:
         """The file behind a descriptor, the model's or the process's own, with a reference that the caller must drop.
@@ -267,11 +268,29 @@ class RemoteProcess(Process):
         """
         if fd >= self.FIRST:
             return super().take(fd)
-        file = self._own(self.pid, fd) if self._own is not None and fd >= 0 else None
-        if file is None or not self.memory.there():
-            fail(errno.EBADF)
+        known = self._known
+        file = known.get(fd) if known is not None else None
+        if file is None:
+            file = self._own(self.pid, fd) if self._own is not None and fd >= 0 else None
+            if file is None or not self.memory.there():
+                fail(errno.EBADF)
+            if known is not None:
+                file.hold()
+                known[fd] = file
         file.hold()
         return file
+
+    def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """The same ioctl again and again, as of `Process`; the caller waits, and what its own descriptors are is looked
+        up once."""
+        known: dict[int, File] = {}
+        self._known = known
+        try:
+            return super().ioctls(fd, request, arguments)
+        finally:
+            self._known = None
+            for file in known.values():
+                file.drop()
 
 
 class DescriptorsOf:

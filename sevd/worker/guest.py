@@ -19,7 +19,7 @@ from sevd.worker.travel import TravelSteps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sev.launch.seam import Kernel
     from sevd.guests.machine import SimulatedView
@@ -102,14 +102,14 @@ class WorkerGuest:
         self._living()
         return self._memory
 
-    def step(self, name: str, message: dict[str, object]) -> Answer:
-        """One step of the launch, or a question.
+    def step(self, name: str, message: dict[str, object], fds: Sequence[int] = ()) -> Answer:
+        """One step of the launch, or a question. The descriptors that came with it stay the caller's.
 
         Raises:
             MalformedInput: There is no such step, or it lacks something.
             SevError: Refused.
         """
-        steps = {
+        steps: dict[str, Callable[[dict[str, object]], Answer]] = {
             "memory": lambda _: self.memory(),
             "start": self._start,
             "update": self._update,
@@ -119,7 +119,7 @@ class WorkerGuest:
             "attestation": self._attestation,
             "debug-read": self._debug_read,
             "debug-write": self._debug_write,
-            "travel": self._go,
+            "travel": lambda asked: self._go(asked, fds),
             "report": self._report,
             "key": self._key,
             "describe": self._describe,
@@ -224,11 +224,11 @@ class WorkerGuest:
         runs = self._taken.runs(wire.whole(message, "from"), TAKEN_RUNS)
         return {"runs": [list(run) for run in runs], "more": len(runs) == TAKEN_RUNS}, ()
 
-    def _go(self, message: dict[str, object]) -> Answer:
+    def _go(self, message: dict[str, object], fds: Sequence[int]) -> Answer:
         """A step of a guest that leaves, or comes."""
         word = wire.text(message, "word")
         try:
-            answer, state = self._travel.step(word, message)
+            answer, state = self._travel.step(word, message, fds)
         except SevError as error:
             if word == "finish-receiving" and self.state is GuestState.RECEIVING:
                 self.state, self._failure = GuestState.FAILED, error.message

@@ -156,7 +156,7 @@ class Server:
         if name == "end":
             self._end(ENDED)
             return {}, ()
-        return self._guest.step(name, message)
+        return self._guest.step(name, message, fds)
 
     def _create(self, message: dict[str, object], fds: list[int]) -> tuple[dict[str, object], tuple[int, ...]]:
         if len(fds) != 2:

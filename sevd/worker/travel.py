@@ -5,22 +5,22 @@ from __future__ import annotations
 from sev.errors import MalformedInput
 from sev.launch.sev_migration import Departure
 from sevd.guests.model import GuestState
-from sevd.guests.sev_travel import Carried, Leaving
-from sevd.worker import wire
+from sevd.guests.sev_travel import Leaving
+from sevd.worker import pages, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sevd.guests.sev_travel import SevTravel
 
     Message = dict[str, object]
 
-PAGES = 14
-"""Pages in one message: two hexadecimal digits a byte."""
-
 STATES = 8
 """States of vCPUs in one message."""
+
+RUNS = 2000
+"""Ranges of shared memory in one message."""
 
 
 class TravelSteps:
@@ -36,23 +36,26 @@ class TravelSteps:
         self._settle = settle
         self._leaving = Leaving(b"", ())
         self._vcpus: list[bytes] = []
+        self._shared: list[tuple[int, int]] = []
 
-    def step(self, word: str, message: Message) -> tuple[Message, GuestState | None]:
-        """One step; the answer, and the state that the guest took.
+    def step(self, word: str, message: Message, fds: Sequence[int]) -> tuple[Message, GuestState | None]:
+        """One step; the answer, and the state that the guest took. The descriptors stay the caller's.
 
         Raises:
             MalformedInput: There is no such step, or it lacks something.
             SevError: Refused.
         """
-        steps = {
+        steps: dict[str, Callable[[Message], tuple[Message, GuestState | None]]] = {
             "start-sending": self._start_sending,
             "vcpus": self._states,
-            "send": self._send,
+            "shared": self._shared_runs,
+            "send": lambda asked: self._send(asked, fds),
             "cancel": self._cancel,
             "finish-sending": self._finish_sending,
             "start-receiving": self._start_receiving,
-            "receive": self._receive,
+            "receive": lambda asked: self._receive(asked, fds),
             "give-vcpus": self._take_states,
+            "give-shared": self._take_shared,
             "finish-receiving": self._finish_receiving,
         }
         if word not in steps:
@@ -64,15 +67,22 @@ class TravelSteps:
         self._settle()
         parts = (wire.octets(message, name) for name in ("pdh", "chain", "authorities"))
         self._leaving = travel.start_sending(*parts)
-        return {"session": self._leaving.session.hex(), "vcpus": len(self._leaving.vcpus)}, GuestState.SENDING
+        counts = {"vcpus": len(self._leaving.vcpus), "shared": len(self._leaving.shared)}
+        return {"session": self._leaving.session.hex(), **counts}, GuestState.SENDING
 
     def _states(self, message: Message) -> tuple[Message, GuestState | None]:
         first = wire.whole(message, "from")
         return {"states": [one.hex() for one in self._leaving.vcpus[first : first + STATES]]}, None
 
-    def _send(self, message: Message) -> tuple[Message, GuestState | None]:
-        pages, following = self._travel().send(wire.whole(message, "position"), PAGES)
-        return {"pages": [[one.gpa, one.header.hex(), one.data.hex()] for one in pages], "next": following}, None
+    def _shared_runs(self, message: Message) -> tuple[Message, GuestState | None]:
+        first = wire.whole(message, "from")
+        return {"runs": [list(run) for run in self._leaving.shared[first : first + RUNS]]}, None
+
+    def _send(self, message: Message, fds: Sequence[int]) -> tuple[Message, GuestState | None]:
+        fd = _only(fds)
+        most = min(wire.whole(message, "most"), pages.MOST)
+        carried, following = self._travel().send(wire.whole(message, "position"), most)
+        return {"pages": pages.put(fd, carried), "next": following}, None
 
     def _cancel(self, message: Message) -> tuple[Message, GuestState | None]:
         del message
@@ -89,8 +99,8 @@ class TravelSteps:
         self._travel().start_receiving(departure, wire.octets(message, "pdh"))
         return {}, GuestState.RECEIVING
 
-    def _receive(self, message: Message) -> tuple[Message, GuestState | None]:
-        self._travel().receive(pages_from(message))
+    def _receive(self, message: Message, fds: Sequence[int]) -> tuple[Message, GuestState | None]:
+        self._travel().receive(pages.get(_only(fds), message))
         return {}, None
 
     def _take_states(self, message: Message) -> tuple[Message, GuestState | None]:
@@ -99,23 +109,18 @@ class TravelSteps:
         self._vcpus += texts(message, "states")
         return {}, None
 
+    def _take_shared(self, message: Message) -> tuple[Message, GuestState | None]:
+        if wire.whole(message, "from") != len(self._shared):
+            self._shared.clear()
+        self._shared += ((gpa, size) for gpa, size in wire.runs(message, "runs", 2))
+        return {}, None
+
     def _finish_receiving(self, message: Message) -> tuple[Message, GuestState | None]:
         del message
         states, self._vcpus = self._vcpus, []
-        self._travel().finish_receiving(states)
+        shared, self._shared = self._shared, []
+        self._travel().finish_receiving(states, shared)
         return {}, GuestState.READY
-
-
-def pages_from(message: Message) -> list[Carried]:
-    """The pages of a message. Raises MalformedInput."""
-    found = message.get("pages")
-    out: list[Carried] = []
-    for one in found if isinstance(found, list) else [None]:
-        if not isinstance(one, list) or len(one) != 3:
-            raise MalformedInput("pages: expected lists of an address and two texts", field="pages")
-        row: Message = dict(zip(("gpa", "header", "data"), one, strict=True))
-        out.append(Carried(wire.whole(row, "gpa"), wire.octets(row, "header"), wire.octets(row, "data")))
-    return out
 
 
 def texts(message: Message, name: str) -> list[bytes]:
@@ -124,3 +129,9 @@ def texts(message: Message, name: str) -> list[bytes]:
     if not isinstance(found, list):
         raise MalformedInput(f"{name}: expected a list of texts", field=name)
     return [wire.octets({name: one}, name) for one in found]
+
+
+def _only(fds: Sequence[int]) -> int:
+    if len(fds) != 1:
+        raise MalformedInput(f"travel: {len(fds)} descriptors, expected memory for the pages", field="travel")
+    return fds[0]

@@ -109,8 +109,25 @@ class Meddling:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
 
-    def receive_pages(self, guest_id: str, pages: list[guest_pb2.GuestPage]) -> None:
-        self._host.receive_pages(guest_id, [self._change(page) for page in pages])
+    def run(self, operation: Any) -> Any:
+        return self._host.run(self._meddled(operation))
+
+    def _meddled(self, operation: Any) -> Any:
+        step, given = operation.send, None
+        while True:
+            try:
+                call = step(given)
+            except StopIteration as end:
+                return end.value
+            if call.method == "GuestService/ReceiveGuestPages":
+                message: Any = call.request
+                pages = [self._change(page) for page in message.pages]
+                del message.pages[:]
+                message.pages.extend(page for page in pages if page is not None)
+            try:
+                step, given = operation.send, (yield call)
+            except SevError as error:
+                step, given = operation.throw, error
 
 
 def flipped(page: guest_pb2.GuestPage) -> guest_pb2.GuestPage:

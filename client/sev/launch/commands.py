@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from sev.abi import kvm, kvm_sev
 from sev.errors import LimitReached
@@ -10,6 +11,8 @@ from sev.launch.refusals import number_of, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sev.abi.record import Record
     from sev.launch.seam import Kernel
 
@@ -61,3 +64,24 @@ def issue(
         if address:
             memory.release(address)
     return data
+
+
+def issue_each(
+    kernel: Kernel, vm_fd: int, number: int, envelopes: Sequence[int], *, remedies: dict[int, str] | None = None
+) -> None:
+    """The same command with one envelope after the other, which lie in memory with their structures already.
+
+    Args:
+        kernel: The kernel as this process sees it.
+        vm_fd: The VM.
+        number: The id in the envelopes.
+        envelopes: Their addresses.
+        remedies: As of `issue`.
+
+    Raises:
+        FirmwareError, KernelError: One was refused; those before it are done, those after it were not begun.
+    """
+    done, code = kernel.ioctls(vm_fd, kvm.KVM_MEMORY_ENCRYPT_OP, envelopes)
+    if done < len(envelopes):
+        status = kvm_sev.SevCmd.decode(kernel.memory.read(envelopes[done], kvm_sev.SevCmd.size())).error
+        raise refused(OSError(code, os.strerror(code)), kvm_sev.command_name(number), status, remedies=remedies)

@@ -16,7 +16,7 @@ from sev.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 PAGE = mmap.PAGESIZE
 
@@ -177,6 +177,13 @@ class LinuxKernel:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return answer
+
+    def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        """The same ioctl(2) again and again, until one fails: (how many succeeded, errno or 0)."""
+        for done, argument in enumerate(arguments):
+            if self._ioctl(fd, request, argument & 0xFFFF_FFFF_FFFF_FFFF) < 0:
+                return done, ctypes.get_errno()
+        return len(arguments), 0
 
     def map(self, fd: int, size: int) -> memoryview:
         """mmap(2), shared and writable. Raises OSError with the kernel's errno."""

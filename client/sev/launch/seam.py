@@ -12,6 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     class Memory(Protocol):
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
             """ioctl(2): `argument` is a value or an address in `memory`. Raises OSError with the kernel's errno.
 
             Structures are copied back by the kernel's own rules, also where an error is raised.
+            """
+
+        def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+            """The same ioctl with one argument after the other, until one fails: (how many succeeded, errno or 0).
+
+            For commands that move page after page: what lies between this process and the kernel is crossed once.
             """
 
         def map(self, fd: int, size: int) -> memoryview:

@@ -29,6 +29,8 @@ from sev.launch.owned import OwnedGuest, check_features
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sev.abi.record import Record
 
 MEASURE_SIZE = 48
@@ -200,6 +202,19 @@ class Sev(OwnedGuest):
         return commands.issue(
             self.kernel, self.vm_fd, number, request, sev_fd=self._sev_fd, remedies=_REMEDIES, data=data
         )
+
+    def command_each(self, number: int, envelopes: Sequence[int]) -> None:
+        """One command again and again, in envelopes that lie in memory with their structures (`envelope` fills one).
+
+        Raises:
+            FirmwareError, KernelError: One was refused; those before it are done.
+            WrongState: There is no VM.
+        """
+        commands.issue_each(self.kernel, self.vm_fd, number, envelopes, remedies=_REMEDIES)
+
+    def envelope(self, number: int, data: int) -> kvm_sev.SevCmd:
+        """The envelope of a command whose structure lies at an address."""
+        return kvm_sev.SevCmd(number, data, 0, self._sev_fd)
 
     def _check_features(self, machine: Machine, features: int) -> None:
         if features:

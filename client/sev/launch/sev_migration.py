@@ -2,12 +2,12 @@
 
     sender = Sender(guest)                          # a launched guest (sev.launch.Sev) whose vCPUs stand still
     departure = sender.start(pdh, chain, authorities)     # of the platform where it goes: verified before
-    packet = sender.page(gpa)                       # for every page that is the guest's own
+    packets = sender.pages(gpas)                    # of all pages that are the guest's own, at most 64 at a time
     sender.finish()                                 # it is away; cancel: it stays, and may run
 
     receiver = Receiver(guest)                      # a created guest, not started
     receiver.start(departure, own_pdh_of_the_sender)
-    receiver.page(gpa, packet)
+    receiver.pages(zip(gpas, packets))
     receiver.finish()                               # it may run
 
 Packets are encrypted for the receiver's platform; what a host changes in them, its firmware refuses. Registers of an
@@ -16,6 +16,10 @@ SEV-ES guests: there is no command for their VMSAs.
 """
 
 from __future__ import annotations
+
+import contextlib
+import mmap
+from itertools import islice
 
 from sev import status as statuses
 from sev.abi import kvm_sev
@@ -26,6 +30,7 @@ from sev.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -33,6 +38,11 @@ if TYPE_CHECKING:
 
 SESSION_SIZE = 128
 HEADER_SIZE = 52
+BATCH = 64
+"""Pages of one call."""
+
+_ROOM, _STRUCTURE, _ENVELOPE = 256, 64, 128
+"""Bytes for the header of a page and the command on it, and where the command's parts lie there."""
 
 _KEPT = (
     "The guest's policy keeps it here: nosend never lets it go; domain, to platforms of the same owner (OCA) alone; a "
@@ -67,13 +77,13 @@ class Page:
 
 
 class _Scratch:
-    """Memory for one header and one page, placed once for many commands."""
+    """Memory for headers, pages and the commands on them, placed once for many commands."""
 
     def __init__(self, guest: Sev) -> None:
         self._guest = guest
         self._memory = guest.kernel.memory
-        self._header = self._memory.place(bytes(HEADER_SIZE))
-        self._page = self._memory.place(bytes(PAGE))
+        self._area = mmap.mmap(-1, BATCH * (PAGE + _ROOM))
+        self._base = self._memory.place(memoryview(self._area))
 
     def __enter__(self) -> Self:
         return self
@@ -85,16 +95,35 @@ class _Scratch:
 
     def close(self) -> None:
         """Gives the memory back; once more does nothing."""
-        places, self._header, self._page = (self._header, self._page), 0, 0
-        for place in places:
-            if place:
-                self._memory.release(place)
+        base, self._base = self._base, 0
+        if base:
+            self._memory.release(base)
+            with contextlib.suppress(BufferError):  # a view is on its way out: the memory goes with it
+                self._area.close()
 
-    def _address(self, gpa: int) -> int:
-        """Where a page lies in this process. Raises UsageError: no page, or not inside one region."""
-        if gpa % PAGE:
-            raise UsageError(f"gpa: 0x{gpa:x} is not a multiple of {PAGE}", field="gpa")
-        return self._guest.machine.address(gpa, PAGE)
+    def _command(self, number: int, gpas: Sequence[int]) -> None:
+        """The command for every page, on the headers and pages that lie in the area.
+
+        Raises:
+            UsageError: No page, not inside one region, or too many.
+        """
+        if len(gpas) > BATCH:
+            raise UsageError(f"{len(gpas)} pages at once, expected at most {BATCH}", field="gpa")
+        fill, places = abi.SendUpdateData.LAYOUT.pack_into, []
+        for index, gpa in enumerate(gpas):
+            if gpa % PAGE:
+                raise UsageError(f"gpa: 0x{gpa:x} is not a multiple of {PAGE}", field="gpa")
+            address = self._guest.machine.address(gpa, PAGE)
+            room, page = self._room(index), self._base + index * PAGE
+            fill(self._area, room + _STRUCTURE, self._base + room, HEADER_SIZE, address, PAGE, page, PAGE)
+            envelope = self._guest.envelope(number, self._base + room + _STRUCTURE).encode()
+            self._area[room + _ENVELOPE : room + _ENVELOPE + len(envelope)] = envelope
+            places.append(self._base + room + _ENVELOPE)
+        self._guest.command_each(number, places)
+
+    def _room(self, index: int) -> int:
+        """Where the header of a page lies in the area, and after it the command."""
+        return BATCH * PAGE + index * _ROOM
 
 
 class Sender(_Scratch):
@@ -135,15 +164,22 @@ class Sender(_Scratch):
                 memory.release(place)
 
     def page(self, gpa: int) -> Page:
-        """SEND_UPDATE_DATA of one page.
+        """One page; see `pages`."""
+        return self.pages((gpa,))[0]
+
+    def pages(self, gpas: Sequence[int]) -> list[Page]:
+        """SEND_UPDATE_DATA of pages, at most 64; Linux takes one a command.
 
         Raises:
-            UsageError: Not a page of the guest's memory.
+            UsageError: Not a page of the guest's memory, or too many.
             FirmwareError: INVALID_GUEST_STATE: not started.
         """
-        request = abi.SendUpdateData(self._header, HEADER_SIZE, self._address(gpa), PAGE, self._page, PAGE)
-        self._guest.command(kvm_sev.SEND_UPDATE_DATA, request)
-        return Page(self._memory.read(self._header, HEADER_SIZE), self._memory.read(self._page, PAGE))
+        self._command(kvm_sev.SEND_UPDATE_DATA, gpas)
+        area, out = self._area, []
+        for index in range(len(gpas)):
+            room = self._room(index)
+            out.append(Page(area[room : room + HEADER_SIZE], area[index * PAGE : (index + 1) * PAGE]))
+        return out
 
     def finish(self) -> None:
         """SEND_FINISH: the guest is away, and never runs here again."""
@@ -182,22 +218,29 @@ class Receiver(_Scratch):
                 memory.release(place)
 
     def page(self, gpa: int, page: Page) -> None:
-        """RECEIVE_UPDATE_DATA of one page.
+        """One page; see `pages`."""
+        self.pages(((gpa, page),))
+
+    def pages(self, pages: Iterable[tuple[int, Page]]) -> None:
+        """RECEIVE_UPDATE_DATA of pages with their addresses, at most 64.
 
         Raises:
-            UsageError: Not a page of the guest's memory, or not a header and a page.
-            FirmwareError: BAD_MEASUREMENT: the packet was changed, or is another guest's.
+            UsageError: Not a page of the guest's memory, not a header and a page, or too many.
+            FirmwareError: BAD_MEASUREMENT: a packet was changed, or is another guest's.
         """
-        address = self._address(gpa)
-        if len(page.header) != HEADER_SIZE or len(page.data) != PAGE:
-            raise UsageError(
-                f"packet: {len(page.header)} and {len(page.data)} bytes, expected {HEADER_SIZE} and {PAGE}",
-                field="packet",
-            )
-        self._memory.write(self._header, page.header)
-        self._memory.write(self._page, page.data)
-        request = abi.ReceiveUpdateData(self._header, HEADER_SIZE, address, PAGE, self._page, PAGE)
-        self._guest.command(kvm_sev.RECEIVE_UPDATE_DATA, request)
+        gpas: list[int] = []
+        for index, (gpa, page) in enumerate(islice(pages, BATCH + 1)):
+            if len(page.header) != HEADER_SIZE or len(page.data) != PAGE:
+                raise UsageError(
+                    f"packet: {len(page.header)} and {len(page.data)} bytes, expected {HEADER_SIZE} and {PAGE}",
+                    field="packet",
+                )
+            gpas.append(gpa)
+            if index < BATCH:
+                room = self._room(index)
+                self._area[room : room + HEADER_SIZE] = page.header
+                self._area[index * PAGE : (index + 1) * PAGE] = page.data
+        self._command(kvm_sev.RECEIVE_UPDATE_DATA, gpas)
 
     def finish(self) -> None:
         """RECEIVE_FINISH: the guest may run here."""

@@ -692,6 +692,7 @@ class StartSendingGuestResponse(google.protobuf.message.Message):
     CPUID_SIGNATURE_FIELD_NUMBER: builtins.int
     AP_RESET_ADDRESS_FIELD_NUMBER: builtins.int
     VCPUS_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     session: builtins.bytes
     """Launch blob for the receiving platform, 128 bytes; empty if only validated."""
     firmware_bytes: builtins.int
@@ -708,6 +709,10 @@ class StartSendingGuestResponse(google.protobuf.message.Message):
     def vcpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """State of each vCPU, for FinishReceivingGuest; not secret for an SEV guest."""
 
+    @property
+    def shared(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MemoryRange]:
+        """The memory that the guest shares with its host, for FinishReceivingGuest."""
+
     def __init__(
         self,
         *,
@@ -717,11 +722,34 @@ class StartSendingGuestResponse(google.protobuf.message.Message):
         cpuid_signature: builtins.int = ...,
         ap_reset_address: builtins.int = ...,
         vcpus: collections.abc.Iterable[builtins.bytes] | None = ...,
+        shared: collections.abc.Iterable[Global___MemoryRange] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["guest", b"guest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ap_reset_address", b"ap_reset_address", "cpuid_signature", b"cpuid_signature", "firmware_bytes", b"firmware_bytes", "guest", b"guest", "session", b"session", "vcpus", b"vcpus"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ap_reset_address", b"ap_reset_address", "cpuid_signature", b"cpuid_signature", "firmware_bytes", b"firmware_bytes", "guest", b"guest", "session", b"session", "shared", b"shared", "vcpus", b"vcpus"]) -> None: ...
 
 Global___StartSendingGuestResponse: typing_extensions.TypeAlias = StartSendingGuestResponse
+
+@typing.final
+class MemoryRange(google.protobuf.message.Message):
+    """A range of guest memory."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GPA_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    gpa: builtins.int
+    """Guest physical address; multiple of 4096."""
+    size_bytes: builtins.int
+    """Bytes; multiple of 4096."""
+    def __init__(
+        self,
+        *,
+        gpa: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gpa", b"gpa", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___MemoryRange: typing_extensions.TypeAlias = MemoryRange
 
 @typing.final
 class GuestPage(google.protobuf.message.Message):
@@ -997,6 +1025,7 @@ class FinishReceivingGuestRequest(google.protobuf.message.Message):
     VCPUS_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     guest_id: builtins.str
     """The guest."""
     validate_only: builtins.bool
@@ -1007,6 +1036,10 @@ class FinishReceivingGuestRequest(google.protobuf.message.Message):
     def vcpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """State of each vCPU."""
 
+    @property
+    def shared(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MemoryRange]:
+        """The memory that the guest shares with its host; all else must have come."""
+
     def __init__(
         self,
         *,
@@ -1014,8 +1047,9 @@ class FinishReceivingGuestRequest(google.protobuf.message.Message):
         vcpus: collections.abc.Iterable[builtins.bytes] | None = ...,
         validate_only: builtins.bool = ...,
         request_id: builtins.str = ...,
+        shared: collections.abc.Iterable[Global___MemoryRange] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "validate_only", b"validate_only", "vcpus", b"vcpus"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "shared", b"shared", "validate_only", b"validate_only", "vcpus", b"vcpus"]) -> None: ...
 
 Global___FinishReceivingGuestRequest: typing_extensions.TypeAlias = FinishReceivingGuestRequest
 

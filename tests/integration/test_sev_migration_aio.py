@@ -1,0 +1,114 @@
+"""`sev.aio.migrate`: the same moves as `sev.migration.migrate`, awaited, and undone when cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import sev.aio
+from sev import status
+from sev.certs.sev_roots import SevRoots
+from sev.client import Host
+from sev.errors import FirmwareError, NotFound, VerificationError
+from sev.measurement.sample import sample_firmware
+from tests.support.daemon import Daemon, running
+
+FIRMWARE = sample_firmware(64 << 10)
+GPA = (4 << 30) - len(FIRMWARE)
+NOSEND = 0x8
+
+
+@pytest.fixture(scope="module")
+def daemons_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
+    with ExitStack() as stack:
+        made = [stack.enter_context(running(tmp_path_factory.mktemp(name), "--simulate=rome")) for name in ("a", "b")]
+        yield made[0], made[1]
+
+
+@pytest.fixture
+def hosts(daemons_two: tuple[Daemon, Daemon]) -> Iterator[tuple[Host, Host]]:
+    with daemons_two[0].connect() as source, daemons_two[1].connect() as target:
+        yield source, target
+        for host in (source, target):
+            for guest in host.guests():
+                host.delete_guest(guest.guest_id)
+
+
+def launched(host: Host, policy: int = 0) -> str:
+    return host.launch_sev(FIRMWARE, memory_bytes=4 << 20, policy=policy).guest.guest_id
+
+
+def moved(hosts: tuple[Host, Host], guest: str, trusted: SevRoots | None, **more: Any) -> Any:
+    async def move() -> Any:
+        async with (
+            sev.aio.connect(hosts[0].target.address) as source,
+            sev.aio.connect(hosts[1].target.address) as target,
+        ):
+            return await sev.aio.migrate(source, target, guest, roots=trusted, **more)
+
+    return asyncio.run(move())
+
+
+def roots(host: Host) -> SevRoots:
+    return SevRoots.of(host.export_platform().authorities)
+
+
+def test_a_guest_goes(hosts: tuple[Host, Host]) -> None:
+    source, target = hosts
+    guest = launched(source)
+    seen: list[tuple[str, int, int]] = []
+    there = moved(hosts, guest, roots(target), progress=lambda *told: seen.append(told))
+    assert (there.guest_id, there.state) == (guest, "ready")
+    assert target.read_guest_memory(guest, GPA, len(FIRMWARE)) == FIRMWARE
+    assert seen[-1] == ("send", 1040, 1040)
+    with pytest.raises(NotFound):
+        source.guest(guest)
+
+
+@pytest.mark.parametrize("why", ["a root that is not trusted", "a policy that keeps it"])
+def test_one_that_does_not_go(hosts: tuple[Host, Host], why: str) -> None:
+    source, target = hosts
+    guest = launched(source, NOSEND if "policy" in why else 0)
+    if "policy" in why:
+        with pytest.raises(FirmwareError) as refused:
+            moved(hosts, guest, roots(target))
+        assert refused.value.firmware_status == status.POLICY_FAILURE
+        assert "nosend" in refused.value.remedy
+    else:
+        with pytest.raises(VerificationError):
+            moved(hosts, guest, None)
+    assert source.guest(guest).state == "ready"
+    assert source.read_guest_memory(guest, GPA, len(FIRMWARE)) == FIRMWARE
+    assert target.guests() == []
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_cancelled_one_is_undone(hosts: tuple[Host, Host], after: int) -> None:
+    source, target = hosts
+    guest = launched(source)
+    trusted = roots(target)
+
+    async def move() -> None:
+        async with sev.aio.connect(source.target.address) as here, sev.aio.connect(target.target.address) as there:
+            task: list[asyncio.Task[Any]] = []
+            calls = [0]
+
+            def progress(*_: object) -> None:
+                calls[0] += 1
+                if calls[0] == after:
+                    task[0].cancel()
+
+            stop: Callable[[str, int, int], object] = progress
+            task.append(asyncio.ensure_future(sev.aio.migrate(here, there, guest, roots=trusted, progress=stop)))
+            with pytest.raises(asyncio.CancelledError):
+                await task[0]
+
+    asyncio.run(move())
+    assert source.guest(guest).state == "paused"
+    assert source.read_guest_memory(guest, GPA, len(FIRMWARE)) == FIRMWARE
+    assert target.guests() == []
+    assert moved(hosts, guest, trusted).state == "ready"
