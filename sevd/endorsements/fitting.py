@@ -16,8 +16,8 @@ from sevd.endorsements.model import EndorsementKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sevd.endorsements.entries import Stored
     from sevd.endorsements.model import ChipIdentity, Endorsement
-    from sevd.endorsements.store import Stored
 
 _TABLE = {
     False: ((EndorsementKind.VCEK, cert_table.VCEK), (EndorsementKind.ASK, cert_table.ASK)),
@@ -28,7 +28,7 @@ _TABLE = {
 
 def fits(stored: Stored, identity: ChipIdentity) -> bool:
     """Whether a certificate or list is for this product, chip and reported TCB, and for the key that signs."""
-    if stored.product is not identity.product:
+    if stored.product is not identity.product or stored.kind is EndorsementKind.UNSPECIFIED:
         return False
     if stored.certificate is None or stored.certificate.is_ca:
         return True
@@ -49,28 +49,37 @@ def table(chosen: Mapping[EndorsementKind, Endorsement], identity: ChipIdentity 
     return cert_table.build([(guid, chosen[kind].der) for kind, guid in entries if kind in chosen])
 
 
-def missing(chosen: Mapping[EndorsementKind, Endorsement], identity: ChipIdentity | None) -> list[str]:
-    """What a full chain lacks, one sentence each."""
+def missing(
+    chosen: Mapping[EndorsementKind, Endorsement], identity: ChipIdentity | None, service: str = ""
+) -> list[str]:
+    """What a full chain lacks, one sentence each.
+
+    Args:
+        chosen: What fits.
+        identity: This chip; None if it is not known.
+        service: The key distribution service that is asked by itself; empty for none.
+    """
     if identity is None:
         return ["The chip is not known: its device is missing, or it has no SEV-SNP."]
     if _unsigned(identity):
         return ["The chip's key is masked and no VLEK is loaded: reports have no signature, and guests get no table."]
     if identity.vlek_loaded and not identity.vlek_fits:
         loaded, reported = identity.vlek_tcb, identity.reported_tcb
-        return [
-            f"The loaded VLEK is for the TCB {loaded}, and reports show {reported}: load that one's."
-        ]
+        return [f"The loaded VLEK is for the TCB {loaded}, and reports show {reported}: load that one's."]
     out = []
     for kind in (*(kind for kind, _ in _TABLE[identity.vlek_loaded]), EndorsementKind.ARK):
         if kind in chosen:
             continue
+        what = f"There is no {kind.name} of {identity.product.kds_name}"
         if kind in (EndorsementKind.VCEK, EndorsementKind.VLEK):
-            out.append(
-                f"There is no {kind.name} for the reported TCB ({identity.reported_tcb}) of this chip: fetch it from "
-                "AMD's key distribution service and import it (sev certs import)."
-            )
+            what = f"There is no {kind.name} for the reported TCB ({identity.reported_tcb}) of this chip"
+        if service:
+            out.append(f"{what}: sevd fetches it from {service} by itself; sev certs refresh says how that goes.")
         else:
-            out.append(f"There is no {kind.name} of {identity.product.kds_name}: import AMD's certificate chain.")
+            out.append(
+                f"{what}: no service is asked for it (endorsements.kds); fetch it from AMD's key distribution service "
+                "(sev certs fetch) and import it (sev certs import)."
+            )
     return out
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from sev.records import record
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sev.abi.tcb import TcbVersion
     from sev.products import Product
 
@@ -31,14 +33,18 @@ class Endorsement:
     Attributes:
         kind: What it is.
         der: Content in DER.
-        origin: Where it came from: "simulator", "import".
+        origin: Where it came from: "simulator", "import", "offline", "kds"; "kept" where that was lost.
         tcb: The TCB it endorses; VCEK and VLEK only.
+        fetched: When it was taken; None: not known.
+        ends: When it runs out: a certificate's notAfter, a list's nextUpdate.
     """
 
     kind: EndorsementKind
     der: bytes
     origin: str
     tcb: TcbVersion | None = None
+    fetched: datetime | None = None
+    ends: datetime | None = None
 
 
 @record

@@ -1,8 +1,9 @@
 """The endorsements of this chip: what is at hand, what is missing, and the certificate table made of it.
 
-Certificates come from imported files and, on a simulated platform, from the simulator's authority. Whatever the
-origin, each is checked against the trusted roots and this chip before it is kept or shown (sevd.endorsements.check).
-Imports of a simulated platform lie in a folder of their own: they never mix with AMD's.
+Certificates come from imported files, from what the refresher brings (sevd.endorsements.refresher), and on a simulated
+platform from the simulator's authority. Whatever the origin, each is checked against the trusted roots and this chip
+before it is kept or shown (sevd.endorsements.check). What a simulated platform keeps lies in a folder of its own: it
+never mixes with AMD's.
 
 What goes into the table is in `sevd.endorsements.fitting`. It holds no revocation list: guests must not take one from
 their host, and a list runs out while the table lies there.
@@ -18,27 +19,22 @@ from typing import TYPE_CHECKING
 
 from sev.abi import cert_table
 from sev.certs.files import load_all
-from sev.errors import DeviceMissing, KernelError, MalformedInput, NotOffered, SevError, UsageError
-from sevd.endorsements import fitting
-from sevd.endorsements.check import check_certificate, check_genuine, check_list, kind_of, product_of, tcb_of
+from sev.errors import DeviceMissing, KernelError, NotOffered, SevError
+from sev.records import replace
+from sevd.endorsements import fitting, taking
+from sevd.endorsements.check import LEAVES, check_certificate, check_genuine, check_list, product_of, tcb_of
+from sevd.endorsements.entries import Stored, entry
 from sevd.endorsements.model import ChipIdentity, Endorsement, EndorsementKind, EndorsementSet
-from sevd.endorsements.store import Store, Stored, entry
+from sevd.endorsements.store import Store
 from sevd.endorsements.table_file import WAIT_SECONDS, TableFile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from sev.certs import Certificate, Crl, Roots
     from sevd.devices.scheduler import Scheduler
     from sevd.events import Publisher
-
-
-MAX_CONTENTS = 32
-"""Contents in one import."""
-
-MAX_CONTENT_BYTES = 64 << 10
-"""Bytes of one content."""
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +43,7 @@ class Endorsements:
     """The certificates of this chip.
 
     Args:
-        directory: Where imports are kept.
+        directory: Where they are kept.
         roots: The trusted roots: AMD's, or the simulator's.
         events: Where to say what happened.
         source: Answers certificates in DER by kind ("ark", "ask", …) for the TCB reported now; only a simulator can.
@@ -55,6 +51,7 @@ class Endorsements:
         table_path: The certificate table's file; None for none.
         table: The same, opened; who has it may have its lock already.
         ask: Asks the platform which chip this is and what it reports. Raises SevError where it does not tell.
+        service: The key distribution service that is asked by itself; empty for none.
         simulated: The platform is simulated.
         now: The time that dates are compared with.
         wait_seconds: How long to wait for readers of the table.
@@ -62,6 +59,8 @@ class Endorsements:
     Attributes:
         version: Counts up whenever `current` answers something new.
         stale: The table could not be made to fit; it is empty, or what readers held on to.
+        roots: The trusted roots.
+        changed: Called whenever another chip or TCB is reported, or the set has changed.
     """
 
     def __init__(
@@ -75,11 +74,13 @@ class Endorsements:
         table_path: Path | None = None,
         table: TableFile | None = None,
         ask: Callable[[], Awaitable[ChipIdentity]] | None = None,
+        service: str = "",
         simulated: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
-        self._roots = roots
+        self.roots = roots
+        self._service = service
         self._events = events
         self._source = source
         self._scheduler = scheduler
@@ -91,13 +92,14 @@ class Endorsements:
             table = TableFile(table_path, wait_seconds=wait_seconds)
         self._table = table
         self._ask = ask
-        self._imported: dict[Path, Stored] = {}
+        self._kept: dict[str, Stored] = {}
         self._sourced: list[Stored] = []
         self._identity: ChipIdentity | None = None
         self._fresh_until: datetime | None = None
         self._lock = asyncio.Lock()
         self.version = 0
         self.stale = False
+        self.changed: Callable[[], None] = lambda: None
         self._set = EndorsementSet((), cert_table.build(()), ("The platform was not asked yet.",), simulated)
 
     async def open(self, identity: ChipIdentity | None) -> EndorsementSet:
@@ -119,15 +121,28 @@ class Endorsements:
         def check(stored: Stored, authorities: Sequence[Certificate]) -> None:
             # Dates are left out: what has run out is not damaged.
             if stored.crl is not None:
-                check_list(stored.crl, self._roots, None)
+                check_list(stored.crl, self.roots, None)
             elif stored.certificate is not None:
-                check_genuine(stored.certificate, self._roots, authorities)
+                check_genuine(stored.certificate, self.roots, authorities)
 
         # A state directory may have served another simulated product, under another root: what is kept for it is not
         # damaged, only of no use now.
-        lines = [ark.product.name for ark in self._roots.arks if ark.product is not None]
-        products = lines if len(lines) == len(self._roots.arks) else None
-        self._imported.update(await asyncio.to_thread(self._store.load, check, products))
+        lines = [ark.product.name for ark in self.roots.arks if ark.product is not None]
+        products = lines if len(lines) == len(self.roots.arks) else None
+        self._kept.update(await asyncio.to_thread(self._store.load, check, products))
+
+    @property
+    def identity(self) -> ChipIdentity | None:
+        """This chip, as it was last asked; None if it is not known."""
+        return self._identity
+
+    def kept(self, name: str) -> Stored | None:
+        """What the store has under a name."""
+        return self._kept.get(name)
+
+    def ceks(self) -> list[bytes]:
+        """The signed CEKs that are kept, each 2084 bytes. From any thread."""
+        return [each.der for name, each in list(self._kept.items()) if name.endswith("/cek")]
 
     def current(self) -> EndorsementSet:
         """What is at hand for this chip and its reported TCB."""
@@ -200,7 +215,7 @@ class Endorsements:
             SevError: The source does not answer, or the table cannot be written; it is empty then.
         """
         async with self._lock:
-            self._identity = identity
+            moved, self._identity = self._identity != identity, identity
             try:
                 self._sourced = await self._ask_source(identity) if identity is not None else []
                 self._rebuild()
@@ -211,6 +226,8 @@ class Endorsements:
                     with suppress(KernelError):
                         self._table.clear()
                 raise
+        if moved:
+            self.changed()
         return self._set
 
     async def import_(self, contents: Sequence[bytes], *, validate_only: bool = False) -> tuple[Endorsement, ...]:
@@ -226,32 +243,40 @@ class Endorsements:
             VerificationError, CollateralError: Not genuine, not of this chip, or undecidable without its issuer.
             KernelError: It cannot be written. NotNow: The table is being read.
         """
-        if not 0 < len(contents) <= MAX_CONTENTS:
-            raise UsageError(f"contents: {len(contents)}, expected 1 to {MAX_CONTENTS}", field="contents")
-        certificates: list[Certificate] = []
-        lists: list[Crl] = []
-        for index, content in enumerate(contents):
-            field = f"contents[{index}]"
-            if len(content) > MAX_CONTENT_BYTES:
-                raise UsageError(f"{field}: {len(content)} bytes, expected at most {MAX_CONTENT_BYTES}", field=field)
-            try:
-                found, crls = load_all(bytes(content))
-            except MalformedInput as error:
-                raise MalformedInput(f"{field}: {error.message}", field=field) from error
-            certificates += found
-            lists += crls
-        async with self._lock:
-            stored = await asyncio.to_thread(self._check_import, certificates, lists)
-            if not validate_only:
-                for each in stored:
-                    await asyncio.to_thread(self._store.keep, each)
-                    self._imported[each.path] = each
-        out = tuple(self._endorsement(each, "import") for each in stored)
+        certificates, lists = taking.read(contents)
+        stored = await self.take(certificates, lists, "import", validate_only=validate_only)
+        out = tuple(endorsement(each) for each in stored)
         if not validate_only:
             names = ", ".join(each.kind.name for each in out)
             self._events.publish("endorsements.imported", f"endorsements were imported: {names}")
             await self.update()
         return out
+
+    async def take(
+        self, certificates: Sequence[Certificate], lists: Sequence[Crl], origin: str, *, validate_only: bool = False
+    ) -> list[Stored]:
+        """Checks certificates and lists and keeps them, all or none; `update` has guests see them.
+
+        Raises:
+            UsageError, VerificationError, CollateralError, KernelError: As `import_`.
+        """
+        async with self._lock:
+            stored = await asyncio.to_thread(self._check, certificates, lists, origin)
+            if not validate_only:
+                await self._keep(stored)
+        return stored
+
+    async def keep(self, *stored: Stored) -> None:
+        """Keeps what was checked, all or none; `update` has guests see it. Raises KernelError."""
+        async with self._lock:
+            await self._keep(stored)
+
+    async def _keep(self, stored: Sequence[Stored]) -> None:
+        self._store.spared = frozenset(
+            name for name, each in self._kept.items() if self._identity and fitting.fits(each, self._identity)
+        )
+        await asyncio.to_thread(self._store.keep, *stored)
+        self._kept.update((each.name, each) for each in stored)
 
     def mark_stale(self, error: SevError) -> None:
         """The table could not be made to fit: says so, once until it was."""
@@ -266,31 +291,23 @@ class Endorsements:
         if self._table is not None:
             self._table.close()
 
-    def _check_import(self, certificates: Iterable[Certificate], lists: Iterable[Crl]) -> list[Stored]:
+    def authorities(self) -> list[Certificate]:
+        """The authorities at hand beside the built-in ones."""
+        pool = [*self._kept.values(), *self._sourced]
+        return [each.certificate for each in pool if each.certificate is not None and each.certificate.is_ca]
+
+    def _check(self, certificates: Sequence[Certificate], lists: Sequence[Crl], origin: str) -> list[Stored]:
         """Runs on a thread."""
-        now = self._now()
-        wanted = list(dict.fromkeys(certificates))
-        given = [one for one in wanted if one.is_ca]
-        given += [each.certificate for each in self._imported.values() if each.certificate and each.certificate.is_ca]
-        given += [each.certificate for each in self._sourced if each.certificate and each.certificate.is_ca]
-        out = []
-        for certificate in wanted:
-            check_certificate(certificate, self._roots, given, self._identity, now)
-            out.append(entry(certificate, product_of(certificate)))
-        for crl in dict.fromkeys(lists):
-            product = check_list(crl, self._roots, now) or (self._identity.product if self._identity else None)
-            if product is None:
-                raise UsageError("the list names no product, and this host's is not known", field="crl")
-            stored = entry(crl, product)
-            before = self._imported.get(stored.path)
-            if before is not None and before.crl is not None and before.crl.this_update > crl.this_update:
-                raise UsageError(
-                    f"the list of {crl.this_update:%Y-%m-%d} is older than the one at hand "
-                    f"({before.crl.this_update:%Y-%m-%d})",
-                    field="crl",
-                )
-            out.append(stored)
-        return out
+        found = taking.check(
+            certificates,
+            lists,
+            roots=self.roots,
+            given=self.authorities(),
+            identity=self._identity,
+            before=self._kept.get,
+            now=self._now(),
+        )
+        return [replace(each, origin=origin, fetched=self._now().replace(microsecond=0)) for each in found]
 
     async def _ask_source(self, identity: ChipIdentity) -> list[Stored]:
         """What the simulator's authority has; it is checked where it is used."""
@@ -305,7 +322,7 @@ class Endorsements:
             certificates, crls = load_all(der)
             out += [entry(certificate, product_of(certificate)) for certificate in certificates]
             out += [entry(crl, identity.product) for crl in crls]
-        return out
+        return [replace(each, origin="simulator") for each in out]
 
     def _rebuild(self) -> None:
         """The set and its table from what is at hand."""
@@ -313,44 +330,42 @@ class Endorsements:
         chosen: dict[EndorsementKind, Endorsement] = {}
         problems: list[str] = []
         ends: list[datetime] = []
-        pool = [("simulator", each) for each in self._sourced]
-        pool += [("import", each) for each in self._imported.values()]
-        given = [each.certificate for _, each in pool if each.certificate is not None and each.certificate.is_ca]
-        for origin, stored in pool:
+        given = self.authorities()
+        for stored in (*self._sourced, *self._kept.values()):
             if identity is None or stored.kind in chosen or not fitting.fits(stored, identity):
                 continue
             try:
                 if stored.certificate is not None:
-                    check_certificate(stored.certificate, self._roots, given, identity, now)
+                    check_certificate(stored.certificate, self.roots, given, identity, now)
                     ends.append(stored.certificate.not_after)
                 elif stored.crl is not None:
-                    check_list(stored.crl, self._roots, now)
+                    check_list(stored.crl, self.roots, now)
                     ends.append(stored.crl.next_update)
             except SevError as error:
                 problems.append(f"The {stored.kind.name} at hand cannot be used: {error.message}.")
                 continue
-            chosen[stored.kind] = self._endorsement(stored, origin)
+            chosen[stored.kind] = endorsement(stored)
         self._fresh_until = min(ends, default=None)
         fresh = EndorsementSet(
             tuple(chosen[kind] for kind in sorted(chosen)),
             fitting.table(chosen, identity),
-            (*fitting.missing(chosen, identity), *problems, *self._problems),
+            (*fitting.missing(chosen, identity, self._service), *problems, *self._problems),
             self._simulated,
         )
         if fresh != self._set:
             self._set = fresh
             self.version += 1
-
-    @staticmethod
-    def _endorsement(stored: Stored, origin: str) -> Endorsement:
-        leaf = stored.certificate is not None and kind_of(stored.certificate) in (
-            EndorsementKind.VCEK,
-            EndorsementKind.VLEK,
-        )
-        tcb = tcb_of(stored.certificate) if leaf and stored.certificate is not None else None
-        return Endorsement(stored.kind, stored.der, origin, tcb)
+            self.changed()
 
     def _set_aside(self, sentence: str) -> None:
         log.warning("%s", sentence)
         self._problems.append(sentence)
         self._events.publish("endorsements.set_aside", sentence)
+
+
+def endorsement(stored: Stored) -> Endorsement:
+    """One of the store, as it is shown."""
+    certificate, crl = stored.certificate, stored.crl
+    tcb = tcb_of(certificate) if certificate is not None and stored.kind in LEAVES else None
+    ends = certificate.not_after if certificate is not None else crl.next_update if crl is not None else None
+    return Endorsement(stored.kind, stored.der, stored.origin, tcb, stored.fetched, ends)

@@ -1,173 +1,249 @@
-"""Imported certificates on disk, one DER file each, keyed by what they are for.
+"""Certificates and lists on disk: each content once, under its SHA-256; an index says which stands for what.
 
-    DIRECTORY/genoa/ark.der, ask.der, asvk.der, crl.der
-    DIRECTORY/genoa/vlek-TCB.der
-    DIRECTORY/genoa/CHIP/vcek-TCB.der
+    DIRECTORY/objects/SHA256    DER, or a CEK in SEV's own form
+    DIRECTORY/index             names to objects, with their origin (sevd.endorsements.index)
 
-TCB is the raw integer in 16 hexadecimal digits, CHIP the identifier in hexadecimal. A file is written under a temporary
-name, synced and renamed. What cannot be read, is damaged or lies under the wrong name is set aside (renamed to
-NAME.damaged-TIME) and reported, never silently replaced.
+A name is what something is for: `genoa/ark`, `ask`, `asvk`, `crl`, `genoa/vlek-TCB`, `genoa/CHIP/vcek-TCB`,
+`genoa/CHIP/cek`; TCB is the raw integer in 16 hexadecimal digits, CHIP the identifier in hexadecimal.
+
+New objects are written and synced before the index names them, and old ones go after it does not: at any moment the
+index is the old or the new one, and all that it names is there. An object whose content is not what its name says, or
+not what the index takes it for, is set aside (renamed to NAME.damaged-TIME) and reported, never silently replaced; a
+damaged index too, and then it is made again from the objects. Files of the layout before this one are taken over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from sev.certs.files import load_all
 from sev.errors import CollateralError, KernelError, MalformedInput, SevError, VerificationError
+from sev.records import replace
 from sevd import durable
-from sevd.endorsements.check import kind_of, product_of, tcb_of
-from sevd.endorsements.model import EndorsementKind
+from sevd.endorsements import index, older_store
+from sevd.endorsements.entries import MAX_FILE, Stored, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from sev.certs import Certificate, Crl
-    from sev.products import Product
-
-MAX_FILE = 64 << 10
-"""Bytes; a larger file is not ours. Certificates have under 2 KiB, lists under 1 KiB."""
-
-MAX_FILES = 4096
-"""Files looked at; chips and TCBs of one machine are few."""
-
-_NAME = re.compile(r"(ark|ask|asvk|crl|vlek-[0-9a-f]{16}|vcek-[0-9a-f]{16})\.der")
-
-
-class Stored(NamedTuple):
-    """One file of the store.
-
-    Attributes:
-        kind: What it is.
-        product: Processor line.
-        der: Content.
-        certificate: The certificate; None for a list.
-        crl: The list; None for a certificate.
-        path: Where it lies, below the store's directory.
-    """
-
-    kind: EndorsementKind
-    product: Product
-    der: bytes
-    certificate: Certificate | None
-    crl: Crl | None
-    path: Path
-
-
-def entry(item: Certificate | Crl, product: Product) -> Stored:
-    """Where a certificate or list belongs.
-
-    Raises:
-        LeafIncomplete, ProductMismatch, UsageError: It has no place.
-    """
     from sev.certs import Certificate
 
-    folder = Path(product.name)
-    if not isinstance(item, Certificate):
-        return Stored(EndorsementKind.CRL, product, item.der, None, item, folder / "crl.der")
-    kind = kind_of(item)
-    if kind is EndorsementKind.VCEK:
-        folder /= (item.hwid or b"\0")[: product.chip_id_bytes].hex()
-    name = f"{item.kind}-{tcb_of(item).raw:016x}" if kind in (EndorsementKind.VCEK, EndorsementKind.VLEK) else item.kind
-    return Stored(kind, product, item.der, item, None, folder / f"{name}.der")
+LEAVES_MAX = 128
+"""Leaf certificates and CEKs kept, of all chips and TCBs; those that came first go first."""
+
+OBJECTS_MAX = 4096
+"""Objects looked at when an index is made again."""
 
 
 class Store:
-    """The folder. Everything here blocks on the disk.
+    """The folder. Everything here blocks on the disk; one call at a time.
 
     Args:
-        directory: Where files lie; made when the first is kept.
-        report: Told one sentence about each file that was set aside.
+        directory: Where it is; made when the first is kept.
+        report: Told one sentence about everything that was set aside.
+
+    Attributes:
+        spared: Names of leaves that are kept however many others come: those that are in use.
     """
 
     def __init__(self, directory: Path, report: Callable[[str], None]) -> None:
         self._directory = directory
+        self._objects = directory / "objects"
+        self._index = directory / "index"
         self._report = report
+        self._entries: dict[str, index.Entry] = {}
+        self.spared: frozenset[str] = frozenset()
 
     def load(
         self, check: Callable[[Stored, Sequence[Certificate]], None], products: Collection[str] | None = None
-    ) -> dict[Path, Stored]:
-        """Everything in the store that reads back as what it should be and passes `check`.
+    ) -> dict[str, Stored]:
+        """Everything in the store that reads back as what it should be and passes `check`, by name.
 
         What lies there for processor lines other than `products` (None: all) is neither read nor touched.
 
         `check` is given each entry and the authorities among all of them. What it refuses with a VerificationError is
         set aside like a damaged file; what it cannot decide (CollateralError) stays.
         """
-        found: dict[Path, Stored] = {}
-        for path in self._files(products):
-            try:
-                found[path] = self._read(path)
-            except SevError as error:
-                self.set_aside(path, error.message)
-            except OSError as error:
-                self._report(f"{path} cannot be read: {error.strerror}.")
+        sure = self._read_index(products)
+        before = dict(self._entries)
+        found = self._read_objects(products)
         authorities = [one.certificate for one in found.values() if one.certificate and one.certificate.is_ca]
-        out: dict[Path, Stored] = {}
-        for path, stored in found.items():
+        for name, stored in list(found.items()):
             try:
                 check(stored, authorities)
             except VerificationError as error:
-                self.set_aside(path, error.message)
-                continue
+                self._drop(name, error.message)
+                del found[name]
             except CollateralError:
                 pass  # undecided: it is looked at again where it is used
-            out[stored.path] = stored
-        return out
-
-    def keep(self, stored: Stored) -> None:
-        """Writes one file, whole or not at all. Raises KernelError."""
-        path = self._directory / stored.path
+        taken = older_store.take_over(self._directory, self._report, products)
+        fresh = [stored for stored, _ in taken if stored.name not in found]
+        for stored in fresh:
+            try:
+                check(stored, [*authorities, *(one.certificate for one in fresh if one.certificate)])
+            except VerificationError as error:
+                path = next(path for one, path in taken if one is stored)
+                older_store.set_aside(path, error.message, self._report)
+                taken = [(one, at) for one, at in taken if one is not stored]
+                continue
+            except CollateralError:
+                pass
+            found[stored.name] = stored
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            durable.write(path, stored.der, 0o644)
+            kept = [stored for stored, _ in taken if found.get(stored.name) is stored]
+            if kept:
+                self.keep(*kept)
+            elif self._entries != before or not sure:
+                self._write_index()
+            for _, path in taken:
+                durable.disk.remove(path)
+            older_store.tidy(self._directory)
+            if sure:
+                self._sweep()
+        except (OSError, KernelError) as error:
+            self._report(f"{self._directory} cannot be written: {getattr(error, 'strerror', None) or error}.")
+        return found
+
+    def keep(self, *stored: Stored) -> None:
+        """Keeps these, all or none. Raises KernelError."""
+        before = dict(self._entries)
+        path = self._objects
+        try:
+            durable.make_directories(self._objects, 0o755)
+            for each in stored:
+                path = self._objects / each.digest
+                if not path.exists():
+                    durable.write(path, each.der, 0o644)
+                self._entries[each.name] = index.Entry(each.digest, each.origin, each.fetched, each.etag, each.modified)
+            self._make_room({each.name for each in stored})
+            path = self._index
+            self._write_index()
         except OSError as error:
+            self._entries = before
             raise KernelError(error.errno or 0, command=f"write {path}") from error
+        for digest in {known.digest for known in before.values()} - self._named():
+            try:
+                durable.disk.remove(self._objects / digest)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    self._report(f"{self._objects / digest} cannot be removed: {error.strerror}.")
 
-    def set_aside(self, path: Path, why: str) -> None:
-        """Renames a file that is not what it should be, and reports it."""
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+    def _write_index(self) -> None:
+        durable.make_directories(self._directory, 0o755)
+        index.write(self._index, self._entries)
+
+    def _read_index(self, products: Collection[str] | None) -> bool:
+        """Reads it, or makes it again; whether it was there and whole, or there is nothing."""
         try:
-            path.rename(aside)
+            self._entries = index.read(self._index)
+            return True
+        except FileNotFoundError:
+            if not self._objects.is_dir():
+                return True
+        except MalformedInput as error:
+            self._set_aside(self._index, error.message, "it is made again from the certificates that are there")
         except OSError as error:
-            self._report(f"{path} is damaged ({why}) and cannot be renamed: {error.strerror}.")
-        else:
-            self._report(f"{path} is damaged ({why}); it was set aside as {aside.name}: import it again.")
+            self._report(f"{self._index} cannot be read: {error.strerror}.")
+        self._entries = self._made_again(products)
+        return False
 
-    def _files(self, products: Collection[str] | None) -> Iterator[Path]:
-        count = 0
-        for folder, folders, names in os.walk(self._directory):
-            if products is not None and Path(folder) == self._directory:
-                folders[:] = [name for name in folders if name in products]
-            folders.sort()
-            for name in sorted(names):
-                count += 1
-                if count > MAX_FILES:
-                    self._report(f"{self._directory} holds more than {MAX_FILES} files; the others are not looked at.")
-                    return
-                if _NAME.fullmatch(name):
-                    yield Path(folder, name)
+    def _made_again(self, products: Collection[str] | None) -> dict[str, index.Entry]:
+        """An index from what the objects say of themselves."""
+        best: dict[str, Stored] = {}
+        try:
+            with os.scandir(self._objects) as found:
+                digests = sorted(file.name for _, file in zip(range(OBJECTS_MAX), found, strict=False))
+        except OSError as error:
+            self._report(f"{self._objects} cannot be read: {error.strerror}.")
+            return {}
+        for digest in digests:
+            if len(digest) != 64:
+                continue
+            try:
+                stored = parse(self._content(digest), lines=products)
+            except (OSError, SevError):
+                continue  # nobody can tell any more what it was; it stays where it is
+            if stored.name not in best or _since(best[stored.name]) < _since(stored):
+                best[stored.name] = stored
+        return {name: index.Entry(stored.digest, "kept") for name, stored in best.items()}
 
-    def _read(self, path: Path) -> Stored:
-        with path.open("rb") as file:
+    def _read_objects(self, products: Collection[str] | None) -> dict[str, Stored]:
+        found: dict[str, Stored] = {}
+        for name, entry in list(self._entries.items()):
+            if products is not None and name.partition("/")[0] not in products:
+                continue
+            try:
+                stored = parse(self._content(entry.digest), name=name)
+                if stored.name != name:
+                    raise MalformedInput(f"it holds what belongs to {stored.name}")
+            except FileNotFoundError:
+                self._report(f"{self._objects / entry.digest}, the {name}, is missing.")
+                del self._entries[name]
+            except SevError as error:
+                self._drop(name, error.message)
+            except OSError as error:
+                self._report(f"{self._objects / entry.digest} cannot be read: {error.strerror}.")
+            else:
+                found[name] = replace(
+                    stored, origin=entry.origin, fetched=entry.fetched, etag=entry.etag, modified=entry.modified
+                )
+        return found
+
+    def _content(self, digest: str) -> bytes:
+        """Raises OSError; MalformedInput: it is not what its name says."""
+        descriptor = os.open(self._objects / digest, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
             data = file.read(MAX_FILE + 1)
         if len(data) > MAX_FILE:
             raise MalformedInput(f"more than {MAX_FILE} bytes")
-        certificates, crls = load_all(data)
-        objects: list[Certificate | Crl] = [*certificates, *crls]
-        if len(objects) != 1 or objects[0].der != data:
-            raise MalformedInput(f"{len(objects)} objects in PEM or DER, expected one in DER")
-        inside = path.relative_to(self._directory)
-        if crls:
-            from sev import products
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise MalformedInput("its content does not match its name, which is its SHA-256")
+        return data
 
-            stored = entry(crls[0], products.by_name(inside.parts[0]))
+    def _drop(self, name: str, why: str) -> None:
+        entry = self._entries.pop(name)
+        if entry.digest not in self._named():
+            self._set_aside(self._objects / entry.digest, f"the {name}: {why}", "import it again, or have it fetched")
+
+    def _set_aside(self, path: Path, why: str, then: str) -> None:
+        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        try:
+            durable.disk.rename(path, aside)
+        except OSError as error:
+            self._report(f"{path} is damaged ({why}) and cannot be renamed: {error.strerror}.")
         else:
-            stored = entry(certificates[0], product_of(certificates[0]))
-        if stored.path != inside:
-            raise MalformedInput(f"it holds what belongs into {stored.path}")
-        return stored
+            self._report(f"{path} is damaged ({why}); it was set aside as {aside.name}: {then}.")
+
+    def _make_room(self, new: Collection[str]) -> None:
+        """Forgets the oldest leaves beyond the bound."""
+        leaves = [name for name in self._entries if name.rpartition("/")[2][:4] in ("vcek", "vlek", "cek")]
+        safe = self.spared | set(new)
+        old = sorted((name for name in leaves if name not in safe), key=self._age)
+        for name in old[: max(0, len(leaves) - LEAVES_MAX)]:
+            del self._entries[name]
+
+    def _age(self, name: str) -> float:
+        fetched = self._entries[name].fetched
+        return fetched.timestamp() if fetched is not None else 0.0
+
+    def _named(self) -> set[str]:
+        return {entry.digest for entry in self._entries.values()}
+
+    def _sweep(self) -> None:
+        """Removes what a power loss left behind: files that were growing, and objects that no index names."""
+        for folder in (self._directory, self._objects):
+            if folder.is_dir():
+                durable.sweep(folder)
+        if self._objects.is_dir():
+            for digest in set(os.listdir(self._objects)) - self._named():
+                if len(digest) == 64:
+                    durable.disk.remove(self._objects / digest)
+
+
+def _since(stored: Stored) -> float:
+    """From when it speaks; of two that stand for the same the later one counts."""
+    moment = stored.certificate.not_before if stored.certificate else stored.crl.this_update if stored.crl else None
+    return moment.timestamp() if moment is not None else 0.0

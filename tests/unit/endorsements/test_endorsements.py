@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -82,11 +83,8 @@ async def test_imported_certificates_are_kept_and_handed_to_guests(tmp_path: Pat
     assert vcek.tcb == identity().reported_tcb
     assert kept.table() == [(cert_table.VCEK, VCEK), (cert_table.ASK, ASK), (cert_table.ARK, ARK)]
     assert now.certificate_table == (tmp_path / "certs.bin").read_bytes()
-    chip, tcb = GENOA.hwid.hex(), f"{identity().reported_tcb.raw:016x}"
-    folder = "amd/genoa"
-    assert kept.files() == [
-        f"{folder}/{chip}/vcek-{tcb}.der", f"{folder}/ark.der", f"{folder}/ask.der", f"{folder}/crl.der",
-    ]  # fmt: skip
+    digests = sorted(sha256(each).hexdigest() for each in (ARK, ASK, VCEK, CRL))
+    assert kept.files() == ["amd/index", *(f"amd/objects/{digest}" for digest in digests)]
     again = await Kept(tmp_path).opened()
     assert again.it.current() == now
     assert again.told == []
@@ -190,7 +188,7 @@ DAMAGES = ["truncated", "empty", "a flipped bit", "random", "huge", "another pla
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_damaged_files_are_set_aside_and_said(tmp_path: Path, damage: str) -> None:
     await (kept := await Kept(tmp_path).opened()).it.import_([CHAIN, VCEK])
-    path = next((tmp_path / "state").rglob("vcek-*.der"))
+    path = tmp_path / "state" / "amd" / "objects" / sha256(VCEK).hexdigest()
     good = path.read_bytes()
     bad = {
         "truncated": good[:-1],
@@ -216,6 +214,28 @@ async def test_damaged_files_are_set_aside_and_said(tmp_path: Path, damage: str)
     assert (await Kept(tmp_path).opened()).told == []
 
 
+async def test_what_was_taken_and_until_when_is_told(tmp_path: Path) -> None:
+    kept = await Kept(tmp_path).opened()
+    await kept.it.import_([CHAIN, VCEK, CRL])
+    for each in kept.it.current().endorsements:
+        assert (each.origin, each.fetched) == ("import", AT)
+        assert each.ends is not None
+        assert each.ends > AT
+
+
+async def test_who_listens_hears_of_another_tcb_and_another_set(tmp_path: Path) -> None:
+    kept = await Kept(tmp_path).opened()
+    heard: list[ChipIdentity | None] = []
+    kept.it.changed = lambda: heard.append(kept.it.identity)
+    await kept.it.renew(identity())
+    assert heard == []
+    await kept.it.renew(identity(snp=2))
+    assert heard[-1] == identity(snp=2)
+    heard.clear()
+    await kept.it.import_([CHAIN])
+    assert heard == [identity(snp=2)]
+
+
 async def test_certificates_that_run_out_go(tmp_path: Path) -> None:
     kept = await Kept(tmp_path).opened()
     await kept.it.import_([CHAIN, VCEK, CRL])
@@ -226,7 +246,7 @@ async def test_certificates_that_run_out_go(tmp_path: Path) -> None:
     assert kept.it.version == version + 1
     kept.now = datetime(2033, 1, 1, tzinfo=UTC)
     assert kinds(kept.it.current()) == [K.ARK, K.ASK]
-    assert len(kept.files()) == 4  # what ran out is not damaged
+    assert len(kept.files()) == 5  # what ran out is not damaged
 
 
 async def test_without_a_chip_nothing_is_claimed(tmp_path: Path) -> None:
