@@ -284,11 +284,11 @@ def moment(text: str, now: datetime) -> datetime:
 
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = text[:-1], text[-1:]
-    if unit in units and number.isascii() and number.isdigit() and len(number) < 8:
-        return now - timedelta(seconds=int(number) * units[unit])
     try:
+        if unit in units and number.isascii() and number.isdigit() and len(number) < 8:
+            return now - timedelta(seconds=int(number) * units[unit])
         found = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise MalformedInput(
             f"{text!r:.60}: expected a time such as 2026-03-01T12:00:00Z, a date, or how long ago, such as 2h"
         ) from None

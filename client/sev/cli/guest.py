@@ -24,7 +24,7 @@ A guest that is not yours looks like one that does not exist (exit code 10).
 _WATCH = """\
 Shows every guest that you may see (or only ID), then each change as it happens, until
 interrupted. With ID it ends by itself when that guest is deleted. With --json one
-document a line.
+document a line. A daemon that ends is waited for; then every guest is shown again.
 """
 
 _DELETE = """\
@@ -205,9 +205,10 @@ def _show(args: Namespace, out: Output) -> int:
 def _watch(args: Namespace, out: Output) -> int:
     from sev.cli.connection import connected
     from sev.cli.tables import size
+    from sev.cli.watching import again
 
     with connected(args, out) as host:
-        for guest in host.watch_guests(args.guest_id):
+        for guest in again(host, out, lambda: host.watch_guests(args.guest_id)):
             more = f"  {guest.failure}" if guest.failure else ""
             facts = f"{guest.vcpu_count} vCPUs, {size(guest.memory_bytes)}, {guest.updated_pages} pages measured"
             if guest.type == "plain":

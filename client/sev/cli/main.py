@@ -29,6 +29,9 @@ NOUNS: dict[str, str] = {
     "secret": "secrets for SEV and SEV-ES guests: build",
     "vmsa": "save areas of SEV-ES vCPUs: build, update, show",
     "id-block": "ID blocks: create, digest",
+    "top": "a live table of a host and its guests",
+    "events": "what happens on a host, as it happens",
+    "audit": "who asked the daemon for what, and what came of it",
     "explain": "what a firmware status means and what to do",
     "completion": "completion for bash, zsh or fish",
 }
