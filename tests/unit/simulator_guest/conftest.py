@@ -12,6 +12,7 @@ from sevd.simulator.guest_device import SevGuestDevice, certificate_table
 from sevd.simulator.guest_ref import GuestRef
 from tests.support.guest_program import GuestProgram, running_guest
 from tests.support.simulated import simulated_host
+from tests.support.tsm_tree import Tree
 
 
 @pytest.fixture
@@ -40,3 +41,13 @@ def device(guest: GuestRef, table: bytes) -> SevGuestDevice:
 @pytest.fixture
 def program(device: SevGuestDevice) -> GuestProgram:
     return GuestProgram(device)
+
+
+@pytest.fixture
+def tree(device: SevGuestDevice) -> Tree:
+    return Tree(device)
+
+
+@pytest.fixture
+def under_svsm(guest: GuestRef, table: bytes) -> Tree:
+    return Tree(SevGuestDevice(guest, lambda: table, svsm=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from uuid import UUID
@@ -17,83 +16,17 @@ from sev.abi import cert_table
 from sev.attestation import Report
 from sevd.simulator import Simulator
 from sevd.simulator.errnos import FirmwareRefused
-from sevd.simulator.fuse.nodes import Caller, Directory, FileNode, Handle
+from sevd.simulator.fuse.nodes import Directory, FileNode
 from sevd.simulator.guest_device import SevGuestDevice
 from sevd.simulator.guest_ref import GuestRef
-from sevd.simulator.svsm import MANIFEST_GUID, VTPM_GUID
+from sevd.simulator.svsm import VTPM_GUID
 from sevd.simulator.tsm_nodes import MAX_ENTRIES, Entry, ReportFolder
 from tests.support.guest_program import NONCE, GuestProgram, nowhere, running_guest
+from tests.support.tsm_tree import ROOT, Tree
 
-ROOT = Caller(1, 0, 0)
 PLAIN = {"inblob": 0o200, "outblob": 0o444, "auxblob": 0o444, "provider": 0o444, "generation": 0o444}
 PLAIN |= {"privlevel": 0o200, "privlevel_floor": 0o444}
 OF_SVSM = {"manifestblob": 0o444, "service_provider": 0o200, "service_guid": 0o200, "service_manifest_version": 0o200}
-
-
-class Tree:
-    """A report folder as a program uses it."""
-
-    def __init__(self, device: SevGuestDevice) -> None:
-        self.folder = ReportFolder(device)
-        self.mkdir("e")
-
-    def mkdir(self, name: str) -> Directory:
-        made = self.folder.mkdir(name, 0o700, ROOT)
-        assert isinstance(made, Directory)
-        return made
-
-    def file(self, name: str, entry: str = "e") -> FileNode:
-        folder = self.folder.lookup(entry)
-        assert isinstance(folder, Directory)
-        node = folder.lookup(name)
-        assert isinstance(node, FileNode)
-        return node
-
-    def open(self, name: str, flags: int, entry: str = "e") -> Handle:
-        return self.file(name, entry).open(flags, ROOT)
-
-    def write(self, name: str, data: bytes, entry: str = "e") -> None:
-        """Opens, writes, closes."""
-        handle = self.open(name, os.O_WRONLY, entry)
-        try:
-            assert handle.write(0, data) == len(data)
-        finally:
-            handle.flush()
-            handle.release()
-
-    def read(self, name: str, entry: str = "e") -> bytes:
-        """Opens, reads to the end in small pieces, closes."""
-        handle = self.open(name, os.O_RDONLY, entry)
-        out = b""
-        try:
-            while piece := handle.read(len(out), 1000):
-                out += piece
-            return out
-        finally:
-            handle.flush()
-            handle.release()
-
-    def error(self, name: str, data: bytes | None = None) -> str:
-        """The errno's name of reading, or with data of writing; "ok"."""
-        try:
-            self.read(name) if data is None else self.write(name, data)
-        except OSError as refused:
-            return errno.errorcode[refused.errno or 0]
-        return "ok"
-
-    @property
-    def generation(self) -> int:
-        return int(self.read("generation"))
-
-
-@pytest.fixture
-def tree(device: SevGuestDevice) -> Tree:
-    return Tree(device)
-
-
-@pytest.fixture
-def under_svsm(guest: GuestRef, table: bytes) -> Tree:
-    return Tree(SevGuestDevice(guest, lambda: table, svsm=True))
 
 
 @pytest.mark.parametrize(("fixture", "expected"), [("tree", PLAIN), ("under_svsm", PLAIN | OF_SVSM)])
@@ -378,70 +311,6 @@ def test_a_guest_that_has_ended(host: Simulator) -> None:
         tree.write("inblob", NONCE)
     assert tree.error("outblob") == "ENODEV"
     assert _errno(lambda: tree.mkdir("x")) == "ENXIO"
-
-
-def test_an_svsm_attests_all_its_services(under_svsm: Tree, table: bytes) -> None:
-    under_svsm.write("inblob", NONCE)
-    under_svsm.write("service_provider", b"svsm\n")
-    report = Report.parse(under_svsm.read("outblob"))
-    manifest = under_svsm.read("manifestblob")
-    assert report.report_data == hashlib.sha512(NONCE + manifest).digest()
-    assert report.vmpl == 0
-    assert manifest[:16] == MANIFEST_GUID.bytes_le
-    assert int.from_bytes(manifest[16:20], "little") == len(manifest)
-    assert int.from_bytes(manifest[20:24], "little") == 1
-    assert manifest[24:40] == VTPM_GUID.bytes_le
-    offset, size = (int.from_bytes(manifest[at : at + 4], "little") for at in (40, 44))
-    assert (offset, offset + size) == (48, len(manifest))
-    assert under_svsm.read("auxblob") == table
-    under_svsm.write("service_guid", str(VTPM_GUID).encode())
-    assert under_svsm.read("manifestblob") == manifest[offset:]
-
-
-def test_an_svsm_attests_one_service(under_svsm: Tree) -> None:
-    under_svsm.write("inblob", NONCE)
-    under_svsm.write("service_provider", b"svsm")
-    under_svsm.write("service_guid", str(VTPM_GUID).upper().encode() + b"\n")
-    under_svsm.write("service_manifest_version", b"0")
-    manifest = under_svsm.read("manifestblob")
-    assert Report.parse(under_svsm.read("outblob")).report_data == hashlib.sha512(NONCE + manifest).digest()
-    # TPMT_PUBLIC: an ECC key, SHA-256, restricted decryption, on NIST P-256.
-    assert manifest[:8] == bytes.fromhex("0023000b000300b2")
-    assert len(manifest) == 2 + 2 + 4 + 34 + 12 + 34 + 34
-    assert manifest[42:54] == bytes.fromhex("000600800043001000030010")
-
-
-@pytest.mark.parametrize(
-    ("attribute", "text"),
-    [
-        ("service_provider", b"tdx"),
-        ("service_guid", b"00000000-0000-0000-0000-000000000001"),
-        ("service_manifest_version", b"1"),
-    ],
-)
-def test_what_the_svsm_does_not_have_is_EINVAL_when_it_is_read(under_svsm: Tree, attribute: str, text: bytes) -> None:
-    under_svsm.write("inblob", NONCE)
-    under_svsm.write("service_provider", b"svsm")
-    under_svsm.write("service_guid", str(VTPM_GUID).encode())
-    assert under_svsm.error("outblob") == "ok"
-    under_svsm.write(attribute, text)
-    assert under_svsm.error("outblob") == "EINVAL"
-
-
-def test_a_guid_that_is_none_becomes_the_null_guid(under_svsm: Tree) -> None:
-    under_svsm.write("inblob", NONCE)
-    under_svsm.write("service_provider", b"svsm")
-    under_svsm.write("service_guid", str(VTPM_GUID).encode())
-    assert under_svsm.error("service_guid", b"{c476f1eb}") == "EINVAL"
-    assert under_svsm.generation == 4
-    assert under_svsm.read("manifestblob")[:16] == MANIFEST_GUID.bytes_le
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [(b"0", "ok"), (b"7\n", "ok"), (b"x", "EINVAL"), (b"0x100000000", "ERANGE")]
-)
-def test_service_manifest_version(under_svsm: Tree, text: bytes, expected: str) -> None:
-    assert under_svsm.error("service_manifest_version", text) == expected
 
 
 def test_vtpm_keys_belong_to_guests(host: Simulator) -> None:
