@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sev.abi import kvm
 from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.process import Process
+from tests.support.caller import Machine
 from tests.support.simulated import simulated_host
 
 
@@ -33,3 +35,15 @@ def process(host: Simulator) -> Iterator[Process]:
     made.exit()
     host.faults = lambda _command: None
     assert (host.asids(), host.guest_count()) == before
+
+
+@pytest.fixture
+def machine(process: Process) -> Machine:
+    """A VM of an SNP guest, without vCPUs."""
+    return Machine.make(process)
+
+
+@pytest.fixture
+def plain(process: Process) -> Machine:
+    """A VM without SEV."""
+    return Machine.make(process, kvm.VM_TYPE_DEFAULT)
