@@ -261,10 +261,10 @@ def test_a_reload_takes_what_it_may_and_keeps_the_rest(host_folder: Path) -> Non
         daemon.process.send_signal(signal.SIGHUP)
         eventually(lambda: "configuration not reloaded" in daemon.log(), "a bad configuration is said")
         assert ask(daemon.target, "HostService/GetHost").host.product == "genoa"
-        config.write_text("[limits]\nconnections_per_identity = 1\nvcpus_per_guest = 5\n")
+        config.write_text("[limits]\nconnections_per_identity = 1\nmessage_bytes = 65536\n")
         daemon.process.send_signal(signal.SIGHUP)
         eventually(lambda: "applied=limits.connections_per_identity" in daemon.log(), "a good one is taken")
-        assert "take a restart: limits.vcpus_per_guest" in daemon.log()
+        assert "take a restart: limits.message_bytes" in daemon.log()
         with contextlib.ExitStack() as first:
             eventually(lambda: _held(first, host_folder), "one connection is held")
             error = refused(daemon.target, "HostService/GetHost")
