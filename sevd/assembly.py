@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from sevd.api.dispatch import Skin
 from sevd.api.endorsement import EndorsementSkin
 from sevd.api.guest import GuestSkin
 from sevd.api.host import HostSkin
-from sevd.api.server import Server, ServerLimits
+from sevd.api.server import END_SECONDS, Server, ServerLimits
 from sevd.api.sev_platform import SevPlatformSkin
 from sevd.api.simulator import NoSimulatorSkin, SimulatorSkin
 from sevd.api.snp_platform import SnpPlatformSkin
@@ -59,6 +59,7 @@ from sevd.platform.sev import SevPlatform
 from sevd.platform.snp import SnpPlatform
 from sevd.platform.vlek import VlekMemory
 from sevd.state import StateDirectory
+from sevd.stopping import Stopping
 
 if TYPE_CHECKING:
     from sevd.devices.facts import HostFacts
@@ -234,18 +235,28 @@ class Assembly:
         self.guests.limit(guest_limits(settings))
         self.events.watches = settings.watches_per_identity
 
-    async def stop(self) -> None:
-        """Ends calls, guests and streams, and gives everything back."""
+    async def stop(self, say: Callable[[str, float], None]) -> None:
+        """Ends calls, guests and streams, and gives everything back.
+
+        Args:
+            say: Told what is waited for, in words, and for how many seconds at most.
+        """
+        stopping = Stopping(
+            self.server.frame.unanswered,
+            self.scheduler,
+            self._settings.drain_seconds,
+            lambda text: say(text, stopping.left),
+        )
         self._descriptors.close()
         if self._metrics is not None:
             await self._metrics.close()
-        await self.server.stop(self._settings.drain_seconds, self._end_streams)
+        await self.server.stop(END_SECONDS, self._end_streams, stopping.wait)
         for task in self._tasks:
             task.cancel()
         await self._appearing.close()
         await self._device.close()  # with it end the commands under way, which hold the certificate table
         await self._endorsements.close()
-        if not await asyncio.to_thread(self.scheduler.close):
+        if not await asyncio.to_thread(self.scheduler.close, max(stopping.left, 1.0)):
             log.error("a firmware command is still running: the daemon ends without it")
         if self.server.frame.spans is not None:
             await asyncio.to_thread(self.server.frame.spans.close)

@@ -253,7 +253,7 @@ class _Running:
         await stop.wait()
         self._notifier.stopping()
         pulse.cancel()
-        await assembly.stop()
+        await assembly.stop(self._notifier.stopping)
         log.info("stopped")
 
     def _told_to_stop(self, number: int) -> None:
@@ -284,9 +284,9 @@ class _Running:
         """Feeds the watchdog as long as the device worker makes progress: a hung firmware command is seen."""
         patience = self._notifier.watchdog_seconds
         while True:
-            await asyncio.sleep(patience / 2 if patience else STATUS_SECONDS)
+            await asyncio.sleep(patience / 4 if patience else STATUS_SECONDS)
             stuck = time.monotonic() - assembly.scheduler.progress
-            if patience is None or stuck < patience:
+            if patience is None or stuck < patience / 2:
                 self._notifier.alive()
                 self._notifier.status(assembly.status())
             else:

@@ -37,9 +37,13 @@ class Notifier:
         """The configuration is being read again; `ready` follows."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def stopping(self) -> None:
-        """The daemon stops."""
-        self._send("STOPPING=1\nSTATUS=stopping")
+    def stopping(self, waits_for: str = "", seconds: float = 0.0) -> None:
+        """The daemon stops; it waits for this, and may do so for so long, whatever the manager's own patience is."""
+        if waits_for:
+            text = f"stopping, waiting for {_line(waits_for)}"
+            self._send(f"STATUS={text}\nEXTEND_TIMEOUT_USEC={int((seconds + 15) * 1e6)}")
+        else:
+            self._send("STOPPING=1\nSTATUS=stopping")
 
     def alive(self) -> None:
         """A sign of life."""

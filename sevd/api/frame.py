@@ -260,6 +260,10 @@ class Frame:
         peer, name = connection.peer, connection.listener.kind.name
         self._audit.call(connection.caller, connection.unit(), name, facts, names=peer.names, address=peer.address)
 
+    def unanswered(self) -> int:
+        """Calls that are under way, streams of answers aside, whether or not their caller still waits."""
+        return max(self._unary, len(self._once))
+
     async def drain(self, seconds: float) -> None:
         """Waits for calls that are answered once, and for those whose caller is gone; cancels what takes longer."""
         with contextlib.suppress(TimeoutError):

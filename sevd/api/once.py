@@ -93,6 +93,10 @@ class Once:
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await self._wait(running, cancelled_by_caller), repeated
 
+    def __len__(self) -> int:
+        """Calls under way."""
+        return len(self._running)
+
     async def drain(self, seconds: float) -> None:
         """Waits for the calls under way; cancels those that take longer."""
         tasks = [running.task for running in self._running.values()]

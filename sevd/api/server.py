@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -40,6 +40,12 @@ STREAMS_PER_CONNECTION = 256
 
 SEND_BYTES = 16 << 20
 """Largest response."""
+
+END_SECONDS = 1.0
+"""How long calls, streams and connections may take to end when all there was to wait for has ended."""
+
+LAST_SECONDS = 86400.0
+"""When gRPC itself would cut calls off: never, it is not asked to judge."""
 
 WINDOW_BYTES = 1 << 20
 """What a caller may send on one stream before it hears that there is room for more: a message of an upload."""
@@ -150,24 +156,36 @@ class Server:
         self.gate.replace(policy, limits.gate)
         self.frame.limits = limits.calls
 
-    async def stop(self, seconds: float, end_streams: Callable[[], Iterable[asyncio.Future[None]]]) -> None:
+    async def stop(
+        self,
+        seconds: float,
+        end_streams: Callable[[], Iterable[asyncio.Future[None]]],
+        settled: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Accepts nothing more, waits for calls, ends streams, closes. Once more does nothing.
 
         Args:
-            seconds: How long calls may take to end.
+            seconds: How long calls may take to end, once `settled` has returned.
             end_streams: Ends what streams are fed from; answers what is to be waited for.
+            settled: Waits until calls have ended, or have had their time.
         """
         if self.frame.stopping:
             return
         self.frame.stopping = True
         self.gate.stop_accepting()
+        if self.gate.remote is not None:
+            await self.gate.remote.close()
         await self.foreign.shut_down()
-        stopped = asyncio.ensure_future(self._server.stop(seconds))
+        # What comes from here on is refused by gRPC, and tried again by clients: it finds the next daemon.
+        stopped = asyncio.ensure_future(self._server.stop(LAST_SECONDS))
+        if settled is not None:
+            await settled()
         await self.frame.drain(seconds)
         await asyncio.gather(*end_streams(), return_exceptions=True)
+        if await asyncio.wait([stopped], timeout=END_SECONDS) != (set(), {stopped}):
+            await self.gate.drained(END_SECONDS)
+        self.gate.close()  # calls that are left end with their connections
         await stopped
-        await self.gate.drained(1)
-        self.gate.close()
         os.close(self._directory)
 
     def _serving(self) -> dict[str, bool]:

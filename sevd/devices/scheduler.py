@@ -59,7 +59,7 @@ class Job(Generic[T]):
         """
         return await asyncio.wrap_future(self.future)
 
-    def _run(self) -> Callable[[], None] | None:
+    def _run(self) -> partial[None] | None:
         """Runs on the worker; answers what tells the outcome to whoever waits. None if there is nothing to tell."""
         call, self._call = self._call, None
         if call is None or not self.future.set_running_or_notify_cancel():
@@ -100,6 +100,7 @@ class Scheduler:
         self._waiting = 0
         self._closed = False
         self._issued_at: float | None = None
+        self._running = ""
         self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -119,6 +120,17 @@ class Scheduler:
         """Seconds for which the job that runs now has been running; 0 while none does."""
         issued = self._issued_at
         return time.monotonic() - issued if issued is not None else 0.0
+
+    def running(self) -> str:
+        """The function's name of the job that runs now; empty while none does."""
+        return self._running
+
+    def shed(self) -> None:
+        """Cancels what waits; the job that runs goes on."""
+        with self._condition:
+            for queue in self._lanes.values():
+                for job in queue:
+                    job.cancel()
 
     def submit(self, lane: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]:
         """Queues a call at the end of its lane.
@@ -149,10 +161,8 @@ class Scheduler:
         """
         with self._condition:
             self._closed = True
-            for queue in self._lanes.values():
-                for job in queue:
-                    job.cancel()
             self._condition.notify()
+        self.shed()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -193,16 +203,18 @@ class Scheduler:
                 else:
                     del self._lanes[lane]
                 issued_at = self._issued_at = self._progress = time.monotonic()
+                self._running = job.name
             tell = job._run()
             # Before anybody hears of the outcome: who does shall not find the worker busy with it.
             ended_at = self._progress = time.monotonic()
             self._issued_at = None
+            self._running = ""
             if tell is not None:
-                tell()
                 if self._observe is not None:
-                    waited = issued_at - job.queued_at
-                    took, error = ended_at - issued_at, job.future.exception()
+                    error = tell.args[0] if tell.func == job.future.set_exception else None
+                    waited, took = issued_at - job.queued_at, ended_at - issued_at
                     job.context.run(self._observe, job.lane, job.name, waited, took, error)
+                tell()
             del job, tell  # an idle worker keeps nothing alive
 
 
