@@ -281,7 +281,7 @@ class Assembly:
         }
         simulator: Skin = NoSimulatorSkin()
         if self.parts.simulated:
-            simulator = SimulatorSkin(self.guests, self._endorsements.reading)
+            simulator = SimulatorSkin(self.guests, self._platform, self._endorsements.reading)
         skins: dict[str, Skin] = {
             "HostService": HostSkin(
                 self.host,

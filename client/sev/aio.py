@@ -144,6 +144,7 @@ class AsyncHost:
     snp_set_config = _Does(lambda: operations.snp_set_config)
     snp_reset_config = _Does(lambda: operations.snp_reset_config)
     vlek_load = _Does(lambda: operations.vlek_load)
+    update_firmware = _Does(lambda: operations.update_firmware)
     sev_status = _Does(lambda: sev_operations.sev_status)
     chip_ids = _Does(lambda: sev_operations.chip_ids)
     export_platform = _Does(lambda: sev_operations.export_platform)

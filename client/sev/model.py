@@ -13,6 +13,7 @@ from sev.records import record
 from sev.wire import word
 
 if TYPE_CHECKING:
+    from sev.snp_model import DesiredPlatform
     from sev.v1 import host_pb2
 
 
@@ -52,12 +53,18 @@ class HostInfo:
     module_parameters: tuple[tuple[str, str], ...] = ()
     kernel_interface: str = ""
     kernel_era: str = ""
+    desired_platform: DesiredPlatform | None = None
 
     @classmethod
     def from_message(cls, message: host_pb2.Host) -> HostInfo:
         """The host that a message describes."""
         from sev.v1 import host_pb2
 
+        desired = None
+        if message.HasField("desired_platform"):
+            from sev.snp_model import DesiredPlatform
+
+            desired = DesiredPlatform.from_message(message.desired_platform)
         version = message.firmware_version
         return cls(
             product=message.product,
@@ -80,6 +87,7 @@ class HostInfo:
             module_parameters=tuple(sorted(message.module_parameters.items())),
             kernel_interface=message.kernel_interface,
             kernel_era=message.kernel_era,
+            desired_platform=desired,
         )
 
     def document(self) -> dict[str, object]:
@@ -101,5 +109,6 @@ class HostInfo:
             "module_parameters": dict(self.module_parameters),
             "kernel_interface": self.kernel_interface or None,
             "kernel_era": self.kernel_era or None,
+            "desired_platform": self.desired_platform.document() if self.desired_platform else None,
             "daemon_version": self.daemon_version,
         }

@@ -159,19 +159,13 @@ def snp_set_config(
     Raises:
         UsageError: An unknown component, or a value that is no byte.
     """
-    from sev.products import TCB_COMPONENTS
     from sev.snp_model import SnpStatus
     from sev.v1 import snp_platform_pb2 as pb
     from sev.v1 import types_pb2
 
-    for name, value in (reported_tcb or {}).items():
-        if name not in TCB_COMPONENTS:
-            raise UsageError(f"reported_tcb: unknown component {name!r}", field="reported_tcb")
-        if not 0 <= value <= 0xFF:
-            raise UsageError(f"reported_tcb: {name} is {value}, expected 0 to 255", field="reported_tcb")
     request_id = request_id or new_request_id()
     request = pb.SetSnpConfigRequest(
-        reported_tcb=types_pb2.TcbVersion(**reported_tcb) if reported_tcb else None,
+        reported_tcb=types_pb2.TcbVersion(**_components(reported_tcb, "reported_tcb")) if reported_tcb else None,
         mask_chip_id=mask_chip_id,
         mask_chip_key=mask_chip_key,
         validate_only=validate_only,
@@ -213,6 +207,42 @@ def vlek_load(hashstick: bytes, *, validate_only: bool = False, request_id: str 
     return SnpStatus.from_message(answer.status)
 
 
+def update_firmware(
+    version: str,
+    tcb: Mapping[str, int] | None = None,
+    *,
+    commit: bool = False,
+    validate_only: bool = False,
+    request_id: str = "",
+) -> Operation[SnpStatus]:
+    """SNP_DOWNLOAD_FIRMWARE_EX on a simulated host: another firmware runs, provisionally until a commit.
+
+    Args:
+        version: Such as "1.55.50"; not below the committed one.
+        tcb: Components of its TCB that differ from the usual ones of that version.
+        commit: Commit it at once.
+        validate_only: Check everything, change nothing.
+        request_id: Makes retries safe; one is made if empty.
+
+    Raises:
+        NotOffered: A real host.
+    """
+    from sev.snp_model import SnpStatus
+    from sev.v1 import simulator_pb2 as pb
+    from sev.v1 import types_pb2
+
+    request_id = request_id or new_request_id()
+    request = pb.UpdateFirmwareRequest(
+        version=version,
+        tcb=types_pb2.TcbVersion(**_components(tcb)) if tcb else None,
+        commit=commit,
+        validate_only=validate_only,
+        request_id=request_id,
+    )
+    answer = yield from ask(device("SimulatorService/UpdateFirmware", request, pb.UpdateFirmwareResponse, request_id))
+    return SnpStatus.from_message(answer.status)
+
+
 def endorsements() -> Operation[Endorsements]:
     """The certificates for the chip and its reported TCB, and the certificate table for guests."""
     from sev.endorsement_model import Endorsements
@@ -241,3 +271,15 @@ def import_endorsements(
         device("EndorsementService/ImportEndorsements", request, pb.ImportEndorsementsResponse, request_id)
     )
     return tuple(Endorsement.from_message(one) for one in answer.imported)
+
+
+def _components(tcb: Mapping[str, int], field: str = "tcb") -> Mapping[str, int]:
+    """The same, if they are components and fit. Raises UsageError."""
+    from sev.products import TCB_COMPONENTS
+
+    for name, value in tcb.items():
+        if name not in TCB_COMPONENTS:
+            raise UsageError(f"{field}: unknown component {name!r}", field=field)
+        if not 0 <= value <= 0xFF:
+            raise UsageError(f"{field}: {name} is {value}, expected 0 to 255", field=field)
+    return tcb

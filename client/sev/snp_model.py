@@ -5,16 +5,98 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sev.records import record
-from sev.wire import tcb, word
+from sev.wire import rfc3339, tcb, time, word
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sev.abi.tcb import TcbVersion
     from sev.v1 import snp_platform_pb2
 
 
 @record
+class LoadedVlek:
+    """A VLEK that is loaded, and the TCB that it is for.
+
+    If it was not loaded through the daemon, `hashstick_sha256` is empty, `load_time` None, and `tcb` the one that was
+    reported when the daemon first saw it.
+    """
+
+    tcb: TcbVersion
+    hashstick_sha256: str
+    load_time: datetime | None
+
+    @classmethod
+    def from_message(cls, message: snp_platform_pb2.LoadedVlek) -> LoadedVlek:
+        """The VLEK that a message describes."""
+        at = time(message.load_time) if message.HasField("load_time") else None
+        return cls(tcb(message.tcb), message.hashstick_sha256, at)
+
+    def document(self) -> dict[str, object]:
+        """The JSON form."""
+        return {
+            "tcb": self.tcb.document(),
+            "hashstick_sha256": self.hashstick_sha256 or None,
+            "load_time": rfc3339(self.load_time),
+        }
+
+
+@record
+class DesiredPlatform:
+    """What the daemon's configuration wants of the platform (empty text or None: nothing), and how it deviates.
+
+    The `actual_` ones are None as long as the platform did not tell. `drift` has a sentence for each deviation.
+    """
+
+    reported_tcb: str
+    mask_chip_id: bool | None
+    mask_chip_key: bool | None
+    vlek: str
+    actual_reported_tcb: TcbVersion | None
+    actual_mask_chip_id: bool | None
+    actual_mask_chip_key: bool | None
+    actual_vlek: LoadedVlek | None
+    drift: tuple[str, ...]
+    apply_time: datetime | None
+
+    @classmethod
+    def from_message(cls, message: snp_platform_pb2.DesiredPlatform) -> DesiredPlatform:
+        """What a message describes."""
+        masks = ("mask_chip_id", "mask_chip_key", "actual_mask_chip_id", "actual_mask_chip_key")
+        shown = {
+            name: getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]  # it is one
+            for name in masks
+        }
+        return cls(
+            reported_tcb=message.reported_tcb,
+            vlek=message.vlek,
+            actual_reported_tcb=tcb(message.actual_reported_tcb) if message.HasField("actual_reported_tcb") else None,
+            actual_vlek=LoadedVlek.from_message(message.actual_vlek) if message.HasField("actual_vlek") else None,
+            drift=tuple(message.drift),
+            apply_time=time(message.apply_time) if message.HasField("apply_time") else None,
+            **shown,
+        )
+
+    def document(self) -> dict[str, object]:
+        """The JSON form."""
+        return {
+            "reported_tcb": self.reported_tcb or None,
+            "mask_chip_id": self.mask_chip_id,
+            "mask_chip_key": self.mask_chip_key,
+            "vlek": self.vlek or None,
+            "actual_reported_tcb": self.actual_reported_tcb.document() if self.actual_reported_tcb else None,
+            "actual_mask_chip_id": self.actual_mask_chip_id,
+            "actual_mask_chip_key": self.actual_mask_chip_key,
+            "actual_vlek": self.actual_vlek.document() if self.actual_vlek else None,
+            "drift": list(self.drift),
+            "apply_time": rfc3339(self.apply_time),
+        }
+
+
+@record
 class SnpStatus:
-    """SNP_PLATFORM_STATUS, decoded. `committed_tcb` is None where no report tells it; `raw` has 32 bytes."""
+    """SNP_PLATFORM_STATUS, decoded. `committed_tcb` is None where no report tells it; `raw` has 32 bytes; `vlek` is the
+    loaded VLEK."""
 
     state: str
     firmware: str
@@ -33,6 +115,7 @@ class SnpStatus:
     ciphertext_hiding_cap: bool
     ciphertext_hiding_en: bool
     raw: bytes
+    vlek: LoadedVlek | None = None
 
     @classmethod
     def from_message(cls, message: snp_platform_pb2.SnpStatus) -> SnpStatus:
@@ -58,6 +141,7 @@ class SnpStatus:
             ciphertext_hiding_cap=message.ciphertext_hiding_cap,
             ciphertext_hiding_en=message.ciphertext_hiding_en,
             raw=message.raw,
+            vlek=LoadedVlek.from_message(message.vlek) if message.HasField("vlek") else None,
         )
 
     def document(self) -> dict[str, object]:
@@ -73,6 +157,7 @@ class SnpStatus:
             "mask_chip_id": self.mask_chip_id,
             "mask_chip_key": self.mask_chip_key,
             "vlek_loaded": self.vlek_loaded,
+            "vlek": self.vlek.document() if self.vlek else None,
             "rmp_initialized": self.rmp_initialized,
             "alias_check_complete": self.alias_check_complete,
             "feature_info": self.feature_info,

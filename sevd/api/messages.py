@@ -16,7 +16,16 @@ from sevd.events import Event
 from sevd.guests.model import Guest
 from sevd.guests.running import Moved
 from sevd.metrics.model import Metric
-from sevd.platform.views import AsidUse, FirmwareVersion, HostView, SevChainView, SevStatusView, SnpStatusView
+from sevd.platform.views import (
+    AsidUse,
+    DesiredView,
+    FirmwareVersion,
+    HostView,
+    SevChainView,
+    SevStatusView,
+    SnpStatusView,
+    VlekView,
+)
 
 if TYPE_CHECKING:
     from sevd.endorsements.model import Endorsement, EndorsementSet
@@ -34,7 +43,7 @@ def tcb(version: TcbVersion) -> types_pb2.TcbVersion:
     return types_pb2.TcbVersion(**version.components(), raw=version.raw)
 
 
-def wanted_tcb(message: types_pb2.TcbVersion) -> dict[str, int] | int:
+def wanted_tcb(message: types_pb2.TcbVersion, field: str = "reported_tcb") -> dict[str, int] | int:
     """The TCB that a request asks for: the components it names, or the raw integer if it names none.
 
     Raises:
@@ -44,16 +53,16 @@ def wanted_tcb(message: types_pb2.TcbVersion) -> dict[str, int] | int:
     components = {name: int(getattr(message, name)) for name in names if message.HasField(name)}  # type: ignore[arg-type]
     if components and message.raw:
         raise UsageError(
-            "reported_tcb: it has components and a raw value",
-            field="reported_tcb",
+            f"{field}: it has components and a raw value",
+            field=field,
             remedy="Give the components, or the raw value alone.",
         )
     if components:
         return components
     if not message.raw:
         raise UsageError(
-            "reported_tcb: it names no component and no raw value",
-            field="reported_tcb",
+            f"{field}: it names no component and no raw value",
+            field=field,
             remedy="Leave it out to keep the reported TCB; reset the configuration to undo what was set.",
         )
     return int(message.raw)
@@ -93,6 +102,7 @@ def host(view: HostView) -> host_pb2.Host:
         module_parameters=dict(view.offers.parameters),
         kernel_interface=view.offers.interface,
         kernel_era=view.offers.era,
+        desired_platform=desired_platform(view.desired) if view.desired is not None else None,
     )
 
 
@@ -157,6 +167,29 @@ def audit_record(one: AuditRecord) -> host_pb2.AuditRecord:
     return out
 
 
+def desired_platform(view: DesiredView) -> snp_platform_pb2.DesiredPlatform:
+    """What the configuration wants of the platform, and how it deviates."""
+    actual = view.actual
+    return snp_platform_pb2.DesiredPlatform(
+        reported_tcb=view.reported_tcb,
+        mask_chip_id=view.mask_chip_id,
+        mask_chip_key=view.mask_chip_key,
+        vlek=view.vlek,
+        actual_reported_tcb=tcb(actual.reported_tcb) if actual is not None else None,
+        actual_mask_chip_id=actual.mask_chip_id if actual is not None else None,
+        actual_mask_chip_key=actual.mask_chip_key if actual is not None else None,
+        actual_vlek=loaded_vlek(actual.vlek) if actual is not None and actual.vlek is not None else None,
+        drift=view.drift,
+        apply_time=timestamp(view.applied_at) if view.applied_at is not None else None,
+    )
+
+
+def loaded_vlek(view: VlekView) -> snp_platform_pb2.LoadedVlek:
+    """The VLEK that is loaded."""
+    at = timestamp(view.loaded_at) if view.loaded_at is not None else None
+    return snp_platform_pb2.LoadedVlek(tcb=tcb(view.tcb), hashstick_sha256=view.digest, load_time=at)
+
+
 def snp_status(view: SnpStatusView) -> snp_platform_pb2.SnpStatus:
     """The status of the SNP platform."""
     return snp_platform_pb2.SnpStatus(
@@ -175,6 +208,7 @@ def snp_status(view: SnpStatusView) -> snp_platform_pb2.SnpStatus:
         rapl_dis=view.rapl_dis,
         ciphertext_hiding_cap=view.ciphertext_hiding_cap,
         ciphertext_hiding_en=view.ciphertext_hiding_en,
+        vlek=loaded_vlek(view.vlek) if view.vlek is not None else None,
         raw=view.raw,
     )
 

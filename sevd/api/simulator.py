@@ -8,17 +8,25 @@ from contextlib import AbstractAsyncContextManager
 from sev.errors import NotOffered
 from sev.v1 import simulator_pb2 as pb
 from sevd.access.identity import Caller
+from sevd.api import messages
 from sevd.api.skin import PlainSkin
 from sevd.guests.machine import KeyRequest
 from sevd.guests.service import Guests
+from sevd.platform.snp import NO_UPDATE, UPDATE_REMEDY, SnpPlatform
 
 
 class SimulatorSkin(PlainSkin):
     """Serves SimulatorService on a simulated host."""
 
-    def __init__(self, guests: Guests, reading: Callable[[], AbstractAsyncContextManager[Callable[[], bytes]]]) -> None:
+    def __init__(
+        self,
+        guests: Guests,
+        platform: SnpPlatform,
+        reading: Callable[[], AbstractAsyncContextManager[Callable[[], bytes]]],
+    ) -> None:
         """`reading` holds the table that guests receive with a report, as a VMM does; what it gives reads it."""
         self._guests = guests
+        self._platform = platform
         self._reading = reading
 
     async def request_guest_report(
@@ -43,6 +51,18 @@ class SimulatorSkin(PlainSkin):
         )
         return pb.RequestGuestKeyResponse(key=await self._guests.guest_key(caller, request.guest_id, wanted))
 
+    async def update_firmware(self, caller: Caller, request: pb.UpdateFirmwareRequest) -> pb.UpdateFirmwareResponse:
+        """SNP_DOWNLOAD_FIRMWARE_EX."""
+        wanted = messages.wanted_tcb(request.tcb, "tcb") if request.HasField("tcb") else ""
+        if isinstance(wanted, dict):
+            wanted = ",".join(f"{name}={value}" for name, value in wanted.items())
+        elif isinstance(wanted, int):
+            wanted = f"{wanted:016x}"
+        status = await self._platform.update_firmware(
+            request.version, wanted, commit=request.commit, validate_only=request.validate_only
+        )
+        return pb.UpdateFirmwareResponse(status=messages.snp_status(status))
+
 
 class NoSimulatorSkin(PlainSkin):
     """Serves SimulatorService on a real host: says that it is not offered, device or not."""
@@ -58,6 +78,10 @@ class NoSimulatorSkin(PlainSkin):
     async def request_guest_key(self, caller: Caller, request: pb.RequestGuestKeyRequest) -> pb.RequestGuestKeyResponse:
         """Not offered."""
         raise _not_offered("key")
+
+    async def update_firmware(self, caller: Caller, request: pb.UpdateFirmwareRequest) -> pb.UpdateFirmwareResponse:
+        """Not offered."""
+        raise NotOffered(NO_UPDATE, remedy=UPDATE_REMEDY)
 
 
 def _not_offered(what: str) -> NotOffered:

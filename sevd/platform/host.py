@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sev import products
 from sev.abi import sev_device as abi
 from sev.errors import DeviceMissing, SevError
-from sevd.platform.views import AsidUse, DeviceHealth, FirmwareVersion, HostView
+from sevd.platform.views import AsidUse, DesiredView, DeviceHealth, FirmwareVersion, HostView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +38,7 @@ class HostPlatform:
         simulated: The platform is simulated.
         daemon_version: Version of the daemon.
         max_age: Seconds after which `asids` is asked again; None where only this daemon changes them.
+        desired: What the configuration wants of the platform. Must be quick; whoever changes it calls `changed`.
         clock: Monotonic seconds.
 
     Attributes:
@@ -55,6 +56,7 @@ class HostPlatform:
         simulated: bool,
         daemon_version: str,
         max_age: float | None = None,
+        desired: Callable[[], DesiredView | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._facts = facts
@@ -65,6 +67,7 @@ class HostPlatform:
         self._simulated = simulated
         self._daemon_version = daemon_version
         self._max_age = max_age
+        self._desired = desired
         self._clock = clock
         self._firmware: FirmwareVersion | None = None
         self._chip_id = b""
@@ -147,6 +150,7 @@ class HostPlatform:
             cpu_model=facts.cpu_model,
             cpu_stepping=facts.cpu_stepping,
             offers=facts.offers,
+            desired=self._desired(),
         )
 
     def _probe(self, device: SevDevice) -> tuple[FirmwareVersion, bytes, bool]:

@@ -8,6 +8,7 @@ BAD_SVN, what is known about the reason is added.
 
 from __future__ import annotations
 
+import re
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
@@ -244,13 +245,16 @@ class SnpPlatform:
             return await self._device.ask(check)
         return await self._change(issue, "platform.vlek_loaded", "a VLEK was loaded")
 
-    async def update_firmware(self, version: str, tcb: str = "", *, commit: bool = False) -> SnpStatusView:
+    async def update_firmware(
+        self, version: str, tcb: str = "", *, commit: bool = False, validate_only: bool = False
+    ) -> SnpStatusView:
         """SNP_DOWNLOAD_FIRMWARE_EX of a simulated platform: another firmware runs, provisionally unless committed.
 
         Args:
             version: Such as "1.55.50".
             tcb: TCB of that firmware where it is not the usual one, as text; empty: the usual one.
             commit: Commit it at once.
+            validate_only: Check its form and the platform; change nothing.
 
         Raises:
             NotOffered: A real platform.
@@ -260,10 +264,11 @@ class SnpPlatform:
         """
         update = self._firmware_update
         if update is None:
-            raise NotOffered(
-                "a real platform takes its firmware from the kernel (ccp) or the BIOS",
-                remedy="Install the firmware package of the distribution, and reload ccp or reboot.",
-            )
+            raise NotOffered(NO_UPDATE, remedy=UPDATE_REMEDY)
+        if not _VERSION.fullmatch(version):
+            raise UsageError(f"version: {version!r:.40}, expected one such as 1.55.49", field="version")
+        if validate_only:
+            return await self.status()
 
         def issue(device: SevDevice) -> SnpStatusView:
             update(version, tcb, commit)
@@ -313,6 +318,10 @@ class SnpPlatform:
             yield
 
 
+NO_UPDATE = "a real platform takes its firmware from the BIOS, or from the kernel's module ccp"
+UPDATE_REMEDY = "Install the firmware package of the distribution, and reload ccp or reboot."
+
+_VERSION = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}", re.ASCII)
 _EXCESS_REMEDY = "Ask for at most the committed TCB in every component; a commit raises that, for good."
 
 

@@ -50,6 +50,29 @@ class SnpState(IntEnum):
 
 
 @record
+class DesiredView:
+    """What the configuration wants of the SNP platform, and how the platform deviates.
+
+    Attributes:
+        reported_tcb: As configured; empty: none is wanted.
+        mask_chip_id: Wanted; None: either is fine.
+        mask_chip_key: Wanted; None: either is fine.
+        vlek: File of the wrapped hash stick that is wanted; empty: none.
+        actual: The platform as it was last seen; None: it did not tell.
+        drift: How it deviates, and why, each as one sentence.
+        applied_at: When the daemon last changed the platform towards it; None: it did not have to.
+    """
+
+    reported_tcb: str
+    mask_chip_id: bool | None
+    mask_chip_key: bool | None
+    vlek: str
+    actual: SnpStatusView | None
+    drift: tuple[str, ...]
+    applied_at: datetime | None
+
+
+@record
 class HostView:
     """What this host is.
 
@@ -70,6 +93,7 @@ class HostView:
         cpu_model: Combined model.
         cpu_stepping: Stepping.
         offers: What the kernel offers: VM types, parameters, generation of its interface.
+        desired: What the configuration wants of the platform; None: nothing.
     """
 
     product: str
@@ -88,6 +112,7 @@ class HostView:
     cpu_model: int
     cpu_stepping: int
     offers: KernelFacts = KernelFacts()
+    desired: DesiredView | None = None
 
     @property
     def firmware(self) -> str:

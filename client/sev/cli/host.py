@@ -10,10 +10,12 @@ if TYPE_CHECKING:
 
     from sev.cli.output import Output
     from sev.model import HostInfo
+    from sev.snp_model import DesiredPlatform
 
 _SHOW = """\
 Asks the daemon what this host is: processor line, firmware, kernel, ASIDs in use,
-which guests can be launched, and what is missing where they cannot.
+which guests can be launched, and what is missing where they cannot; what the
+configuration wants of the platform, and how the platform deviates from it.
 
 ASIDs are the host's numbers for protected guests. SEV-ES and SEV-SNP guests share
 one range; when it is full, no more of them can be launched.
@@ -42,7 +44,9 @@ def build(parser: ArgumentParser) -> None:
         ("sev host show", "what this host is"),
         ("sev host show --json | jq .asids.sev_es", "how many SEV-ES and SEV-SNP guests fit"),
         notes="JSON: product, simulated, firmware, api_version, kernel, asids {sev, sev_es: {total, in_use}},\n"
-        "chip_id, technologies, missing, device_health, guest_count, cpu, daemon_version; null if not known.",
+        "chip_id, technologies, missing, device_health, guest_count, cpu,\n"
+        "desired_platform {reported_tcb, mask_chip_id, mask_chip_key, vlek, actual_…, drift, apply_time},\n"
+        "daemon_version; null if not known.",
     )
     show.set_defaults(run=_show)
     check = verbs.add_parser("check", help="what keeps it from running guests, and what to do", description=_CHECK)
@@ -77,6 +81,19 @@ def _check(args: Namespace, out: Output) -> int:
     return 0 if checked.able else 4
 
 
+def _wanted(wanted: DesiredPlatform | None) -> str:
+    """What the daemon's configuration wants of the platform; empty for nothing."""
+    if wanted is None:
+        return ""
+    parts = [f"reported TCB {wanted.reported_tcb}"] if wanted.reported_tcb else []
+    for name, mask in (("chip id", wanted.mask_chip_id), ("chip key", wanted.mask_chip_key)):
+        if mask is not None:
+            parts.append(f"{name} {'' if mask else 'not '}masked")
+    if wanted.vlek:
+        parts.append(f"VLEK of {wanted.vlek}")
+    return "\n".join(parts)
+
+
 def text(info: HostInfo) -> str:
     """The host for people."""
     from sev.cli.tables import facts
@@ -97,6 +114,8 @@ def text(info: HostInfo) -> str:
             ("chip id", "\n".join(chip_id[at : at + 64] for at in range(0, len(chip_id), 64)) or "unknown"),
             ("device", info.device_health),
             ("missing", "\n".join(info.missing)),
+            ("wanted", _wanted(info.desired_platform)),
+            ("drift", "\n".join(info.desired_platform.drift) if info.desired_platform else ""),
             ("daemon", f"sevd {info.daemon_version}"),
         )
     )

@@ -48,11 +48,16 @@ masks are off.
 _VLEK = """\
 SNP_VLEK_LOAD: loads a wrapped VLEK hash stick (432 bytes), as AMD's key distribution
 service hands it out to cloud providers. Reports are signed with the VLEK from then on,
-unless a guest asks for the VCEK. Only a shutdown of SNP unloads it.
+unless a guest asks for the VCEK. Loading another one replaces it; only a shutdown of
+SNP unloads it.
+
+A hash stick is for one chip and one reported TCB. Another reported TCB (config set,
+commit) leaves the VLEK loaded, but no certificate fits what it signs then: load the
+one for that TCB.
 """
 
 _JSON = "JSON: state, guest_count, current_tcb, reported_tcb, committed_tcb (null if not known), mask_chip_id,\n\
-mask_chip_key, vlek_loaded, firmware, api_version and further bits of the status."
+mask_chip_key, vlek_loaded, vlek {tcb, hashstick_sha256, load_time}, firmware, api_version and further bits."
 
 _COMPONENTS = ("bootloader", "tee", "snp", "microcode", "fmc")
 
@@ -168,13 +173,27 @@ def _load(args: Namespace, out: Output) -> int:
 
     hashstick = read_file(args.file, "the hash stick", 64 << 10)
     with connected(args, out) as host:
+        before = host.snp_status()
         status = host.vlek_load(hashstick)
+    done = "replaced the VLEK by one" if before.vlek_loaded else "loaded a VLEK"
+    out.note(f"sev: {done} for {status.reported_tcb}")
     _print(out, status)
     return 0
 
 
 def _print(out: Output, status: SnpStatus) -> None:
     out.result(status.document(), text(status))
+
+
+def _vlek(status: SnpStatus) -> str:
+    """Which VLEK is loaded, and whether certificates fit what it signs."""
+    loaded = status.vlek
+    if not status.vlek_loaded or loaded is None:
+        return "loaded" if status.vlek_loaded else "not loaded"
+    when = f"\nloaded {loaded.load_time:%Y-%m-%d %H:%M:%S} UTC" if loaded.load_time else "\nloaded by another program"
+    which = f", hash stick {loaded.hashstick_sha256[:16]}…" if loaded.hashstick_sha256 else ""
+    fits = "" if loaded.tcb == status.reported_tcb else "\nno certificate fits: another TCB is reported"
+    return f"for {loaded.tcb}{when}{which}{fits}"
 
 
 def text(status: SnpStatus) -> str:
@@ -196,7 +215,7 @@ def text(status: SnpStatus) -> str:
             ("guests", status.guest_count),
             ("chip id", "masked" if status.mask_chip_id else "shown in reports"),
             ("chip key", "masked: the VCEK may not sign" if status.mask_chip_key else "signs reports"),
-            ("VLEK", "loaded" if status.vlek_loaded else "not loaded"),
+            ("VLEK", _vlek(status)),
             ("also", ", ".join(name for name, on in flags.items() if on)),
         )
     )

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sev.v1 import options_pb2 as sev_dot_v1_dot_options__pb2
+from sev.v1 import snp_platform_pb2 as sev_dot_v1_dot_snp__platform__pb2
 from sev.v1 import types_pb2 as sev_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sev/v1/host.proto\x12\x06sev.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\x10\n\x0eGetHostRequest\"-\n\x0fGetHostResponse\x12\x1a\n\x04host\x18\x01 \x01(\x0b\x32\x0c.sev.v1.Host\"\xd5\x04\n\x04Host\x12\x0f\n\x07product\x18\x01 \x01(\t\x12\x11\n\tsimulated\x18\x02 \x01(\x08\x12\x10\n\x08\x66irmware\x18\x03 \x01(\t\x12\x31\n\x10\x66irmware_version\x18\x04 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x0e\n\x06kernel\x18\x05 \x01(\t\x12\"\n\tsev_asids\x18\x06 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12%\n\x0csev_es_asids\x18\x07 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12\x0f\n\x07\x63hip_id\x18\x08 \x01(\x0c\x12\x14\n\x0ctechnologies\x18\t \x03(\t\x12\x0f\n\x07missing\x18\n \x03(\t\x12+\n\rdevice_health\x18\x0b \x01(\x0e\x32\x14.sev.v1.DeviceHealth\x12\x16\n\x0e\x64\x61\x65mon_version\x18\x0c \x01(\t\x12\x13\n\x0bguest_count\x18\r \x01(\r\x12\x12\n\ncpu_family\x18\x0e \x01(\r\x12\x11\n\tcpu_model\x18\x0f \x01(\r\x12\x14\n\x0c\x63pu_stepping\x18\x10 \x01(\r\x12\x14\n\x0ckvm_vm_types\x18\x11 \x03(\t\x12=\n\x11module_parameters\x18\x12 \x03(\x0b\x32\".sev.v1.Host.ModuleParametersEntry\x12\x18\n\x10kernel_interface\x18\x13 \x01(\t\x12\x12\n\nkernel_era\x18\x14 \x01(\t\x1a\x37\n\x15ModuleParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10\x43heckHostRequest\x12\x12\n\ntechnology\x18\x01 \x01(\t\"\x7f\n\x11\x43heckHostResponse\x12\x0c\n\x04\x61\x62le\x18\x01 \x01(\x08\x12&\n\tabilities\x18\x02 \x03(\x0b\x32\x13.sev.v1.HostAbility\x12!\n\x06\x63hecks\x18\x03 \x03(\x0b\x32\x11.sev.v1.HostCheck\x12\x11\n\tsimulated\x18\x04 \x01(\x08\"C\n\x0bHostAbility\x12\x12\n\ntechnology\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x62le\x18\x02 \x01(\x08\x12\x12\n\nblocked_by\x18\x03 \x03(\t\"\xac\x01\n\tHostCheck\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12#\n\x06result\x18\x04 \x01(\x0e\x32\x13.sev.v1.CheckResult\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65\x63ides\x18\x07 \x03(\t\x12\x10\n\x08required\x18\x08 \x03(\t\x12\r\n\x05\x61\x62out\x18\t \x03(\t\"9\n\x12WatchEventsRequest\x12\x0e\n\x06recent\x18\x01 \x01(\r\x12\x13\n\x0bonly_recent\x18\x02 \x01(\x08\"3\n\x13WatchEventsResponse\x12\x1c\n\x05\x65vent\x18\x01 \x01(\x0b\x32\r.sev.v1.Event\"\xea\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08guest_id\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x12+\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32\x1a.sev.v1.Event.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd7\x01\n\x10ReadAuditRequest\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\x12\x0e\n\x06result\x18\x05 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x06 \x01(\t\x12\x0e\n\x06target\x18\x07 \x01(\t\x12\x0c\n\x04last\x18\x08 \x01(\r\x12\x0e\n\x06\x66ollow\x18\t \x01(\x08\"8\n\x11ReadAuditResponse\x12#\n\x06record\x18\x01 \x01(\x0b\x32\x13.sev.v1.AuditRecord\"^\n\x0b\x41uditRecord\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0brecord_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04line\x18\x03 \x01(\t\"\x13\n\x11GetMetricsRequest\"f\n\x12GetMetricsResponse\x12\x1f\n\x07metrics\x18\x01 \x03(\x0b\x32\x0e.sev.v1.Metric\x12/\n\x0bsample_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04help\x18\x02 \x01(\t\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.sev.v1.MetricKind\x12%\n\x07samples\x18\x04 \x03(\x0b\x32\x14.sev.v1.MetricSample\"\xa5\x01\n\x0cMetricSample\x12\x30\n\x06labels\x18\x01 \x03(\x0b\x32 .sev.v1.MetricSample.LabelsEntry\x12\r\n\x05value\x18\x02 \x01(\x01\x12%\n\x07\x62uckets\x18\x03 \x03(\x0b\x32\x14.sev.v1.MetricBucket\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\x0cMetricBucket\x12\x0c\n\x04most\x18\x01 \x01(\x01\x12\r\n\x05total\x18\x02 \x01(\x04*{\n\x0c\x44\x65viceHealth\x12\x1d\n\x19\x44\x45VICE_HEALTH_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45VICE_HEALTH_READY\x10\x01\x12\x19\n\x15\x44\x45VICE_HEALTH_MISSING\x10\x02\x12\x18\n\x14\x44\x45VICE_HEALTH_WEDGED\x10\x03*w\n\x0b\x43heckResult\x12\x1c\n\x18\x43HECK_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HECK_RESULT_PASSED\x10\x01\x12\x17\n\x13\x43HECK_RESULT_FAILED\x10\x02\x12\x18\n\x14\x43HECK_RESULT_SKIPPED\x10\x03*t\n\nMetricKind\x12\x1b\n\x17METRIC_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11METRIC_KIND_GAUGE\x10\x01\x12\x17\n\x13METRIC_KIND_COUNTER\x10\x02\x12\x19\n\x15METRIC_KIND_HISTOGRAM\x10\x03\x32\x90\x03\n\x0bHostService\x12\x44\n\x07GetHost\x12\x16.sev.v1.GetHostRequest\x1a\x17.sev.v1.GetHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12J\n\tCheckHost\x12\x18.sev.v1.CheckHostRequest\x1a\x19.sev.v1.CheckHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12M\n\nGetMetrics\x12\x19.sev.v1.GetMetricsRequest\x1a\x1a.sev.v1.GetMetricsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12R\n\x0bWatchEvents\x12\x1a.sev.v1.WatchEventsRequest\x1a\x1b.sev.v1.WatchEventsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x30\x01\x12L\n\tReadAudit\x12\x18.sev.v1.ReadAuditRequest\x1a\x19.sev.v1.ReadAuditResponse\"\x08\xda\xe2\x18\x04\x08\x03\x10\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sev/v1/host.proto\x12\x06sev.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sev/v1/options.proto\x1a\x19sev/v1/snp_platform.proto\x1a\x12sev/v1/types.proto\"\x10\n\x0eGetHostRequest\"-\n\x0fGetHostResponse\x12\x1a\n\x04host\x18\x01 \x01(\x0b\x32\x0c.sev.v1.Host\"\x88\x05\n\x04Host\x12\x0f\n\x07product\x18\x01 \x01(\t\x12\x11\n\tsimulated\x18\x02 \x01(\x08\x12\x10\n\x08\x66irmware\x18\x03 \x01(\t\x12\x31\n\x10\x66irmware_version\x18\x04 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x0e\n\x06kernel\x18\x05 \x01(\t\x12\"\n\tsev_asids\x18\x06 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12%\n\x0csev_es_asids\x18\x07 \x01(\x0b\x32\x0f.sev.v1.AsidUse\x12\x0f\n\x07\x63hip_id\x18\x08 \x01(\x0c\x12\x14\n\x0ctechnologies\x18\t \x03(\t\x12\x0f\n\x07missing\x18\n \x03(\t\x12+\n\rdevice_health\x18\x0b \x01(\x0e\x32\x14.sev.v1.DeviceHealth\x12\x16\n\x0e\x64\x61\x65mon_version\x18\x0c \x01(\t\x12\x13\n\x0bguest_count\x18\r \x01(\r\x12\x12\n\ncpu_family\x18\x0e \x01(\r\x12\x11\n\tcpu_model\x18\x0f \x01(\r\x12\x14\n\x0c\x63pu_stepping\x18\x10 \x01(\r\x12\x14\n\x0ckvm_vm_types\x18\x11 \x03(\t\x12=\n\x11module_parameters\x18\x12 \x03(\x0b\x32\".sev.v1.Host.ModuleParametersEntry\x12\x18\n\x10kernel_interface\x18\x13 \x01(\t\x12\x12\n\nkernel_era\x18\x14 \x01(\t\x12\x31\n\x10\x64\x65sired_platform\x18\x15 \x01(\x0b\x32\x17.sev.v1.DesiredPlatform\x1a\x37\n\x15ModuleParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10\x43heckHostRequest\x12\x12\n\ntechnology\x18\x01 \x01(\t\"\x7f\n\x11\x43heckHostResponse\x12\x0c\n\x04\x61\x62le\x18\x01 \x01(\x08\x12&\n\tabilities\x18\x02 \x03(\x0b\x32\x13.sev.v1.HostAbility\x12!\n\x06\x63hecks\x18\x03 \x03(\x0b\x32\x11.sev.v1.HostCheck\x12\x11\n\tsimulated\x18\x04 \x01(\x08\"C\n\x0bHostAbility\x12\x12\n\ntechnology\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x62le\x18\x02 \x01(\x08\x12\x12\n\nblocked_by\x18\x03 \x03(\t\"\xac\x01\n\tHostCheck\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12#\n\x06result\x18\x04 \x01(\x0e\x32\x13.sev.v1.CheckResult\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65\x63ides\x18\x07 \x03(\t\x12\x10\n\x08required\x18\x08 \x03(\t\x12\r\n\x05\x61\x62out\x18\t \x03(\t\"9\n\x12WatchEventsRequest\x12\x0e\n\x06recent\x18\x01 \x01(\r\x12\x13\n\x0bonly_recent\x18\x02 \x01(\x08\"3\n\x13WatchEventsResponse\x12\x1c\n\x05\x65vent\x18\x01 \x01(\x0b\x32\r.sev.v1.Event\"\xea\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08guest_id\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x11\n\tsimulated\x18\x06 \x01(\x08\x12+\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32\x1a.sev.v1.Event.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd7\x01\n\x10ReadAuditRequest\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\x12\x0e\n\x06result\x18\x05 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x06 \x01(\t\x12\x0e\n\x06target\x18\x07 \x01(\t\x12\x0c\n\x04last\x18\x08 \x01(\r\x12\x0e\n\x06\x66ollow\x18\t \x01(\x08\"8\n\x11ReadAuditResponse\x12#\n\x06record\x18\x01 \x01(\x0b\x32\x13.sev.v1.AuditRecord\"^\n\x0b\x41uditRecord\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0brecord_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04line\x18\x03 \x01(\t\"\x13\n\x11GetMetricsRequest\"f\n\x12GetMetricsResponse\x12\x1f\n\x07metrics\x18\x01 \x03(\x0b\x32\x0e.sev.v1.Metric\x12/\n\x0bsample_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04help\x18\x02 \x01(\t\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.sev.v1.MetricKind\x12%\n\x07samples\x18\x04 \x03(\x0b\x32\x14.sev.v1.MetricSample\"\xa5\x01\n\x0cMetricSample\x12\x30\n\x06labels\x18\x01 \x03(\x0b\x32 .sev.v1.MetricSample.LabelsEntry\x12\r\n\x05value\x18\x02 \x01(\x01\x12%\n\x07\x62uckets\x18\x03 \x03(\x0b\x32\x14.sev.v1.MetricBucket\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\x0cMetricBucket\x12\x0c\n\x04most\x18\x01 \x01(\x01\x12\r\n\x05total\x18\x02 \x01(\x04*{\n\x0c\x44\x65viceHealth\x12\x1d\n\x19\x44\x45VICE_HEALTH_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45VICE_HEALTH_READY\x10\x01\x12\x19\n\x15\x44\x45VICE_HEALTH_MISSING\x10\x02\x12\x18\n\x14\x44\x45VICE_HEALTH_WEDGED\x10\x03*w\n\x0b\x43heckResult\x12\x1c\n\x18\x43HECK_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HECK_RESULT_PASSED\x10\x01\x12\x17\n\x13\x43HECK_RESULT_FAILED\x10\x02\x12\x18\n\x14\x43HECK_RESULT_SKIPPED\x10\x03*t\n\nMetricKind\x12\x1b\n\x17METRIC_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11METRIC_KIND_GAUGE\x10\x01\x12\x17\n\x13METRIC_KIND_COUNTER\x10\x02\x12\x19\n\x15METRIC_KIND_HISTOGRAM\x10\x03\x32\x90\x03\n\x0bHostService\x12\x44\n\x07GetHost\x12\x16.sev.v1.GetHostRequest\x1a\x17.sev.v1.GetHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12J\n\tCheckHost\x12\x18.sev.v1.CheckHostRequest\x1a\x19.sev.v1.CheckHostResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12M\n\nGetMetrics\x12\x19.sev.v1.GetMetricsRequest\x1a\x1a.sev.v1.GetMetricsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12R\n\x0bWatchEvents\x12\x1a.sev.v1.WatchEventsRequest\x1a\x1b.sev.v1.WatchEventsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x30\x01\x12L\n\tReadAudit\x12\x18.sev.v1.ReadAuditRequest\x1a\x19.sev.v1.ReadAuditResponse\"\x08\xda\xe2\x18\x04\x08\x03\x10\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,54 +51,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOSTSERVICE'].methods_by_name['WatchEvents']._serialized_options = b'\332\342\030\004\010\001\020\001'
   _globals['_HOSTSERVICE'].methods_by_name['ReadAudit']._loaded_options = None
   _globals['_HOSTSERVICE'].methods_by_name['ReadAudit']._serialized_options = b'\332\342\030\004\010\003\020\001'
-  _globals['_DEVICEHEALTH']._serialized_start=2352
-  _globals['_DEVICEHEALTH']._serialized_end=2475
-  _globals['_CHECKRESULT']._serialized_start=2477
-  _globals['_CHECKRESULT']._serialized_end=2596
-  _globals['_METRICKIND']._serialized_start=2598
-  _globals['_METRICKIND']._serialized_end=2714
-  _globals['_GETHOSTREQUEST']._serialized_start=104
-  _globals['_GETHOSTREQUEST']._serialized_end=120
-  _globals['_GETHOSTRESPONSE']._serialized_start=122
-  _globals['_GETHOSTRESPONSE']._serialized_end=167
-  _globals['_HOST']._serialized_start=170
-  _globals['_HOST']._serialized_end=767
-  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_start=712
-  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_end=767
-  _globals['_CHECKHOSTREQUEST']._serialized_start=769
-  _globals['_CHECKHOSTREQUEST']._serialized_end=807
-  _globals['_CHECKHOSTRESPONSE']._serialized_start=809
-  _globals['_CHECKHOSTRESPONSE']._serialized_end=936
-  _globals['_HOSTABILITY']._serialized_start=938
-  _globals['_HOSTABILITY']._serialized_end=1005
-  _globals['_HOSTCHECK']._serialized_start=1008
-  _globals['_HOSTCHECK']._serialized_end=1180
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=1182
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1239
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1241
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1292
-  _globals['_EVENT']._serialized_start=1295
-  _globals['_EVENT']._serialized_end=1529
-  _globals['_EVENT_DETAILSENTRY']._serialized_start=1483
-  _globals['_EVENT_DETAILSENTRY']._serialized_end=1529
-  _globals['_READAUDITREQUEST']._serialized_start=1532
-  _globals['_READAUDITREQUEST']._serialized_end=1747
-  _globals['_READAUDITRESPONSE']._serialized_start=1749
-  _globals['_READAUDITRESPONSE']._serialized_end=1805
-  _globals['_AUDITRECORD']._serialized_start=1807
-  _globals['_AUDITRECORD']._serialized_end=1901
-  _globals['_GETMETRICSREQUEST']._serialized_start=1903
-  _globals['_GETMETRICSREQUEST']._serialized_end=1922
-  _globals['_GETMETRICSRESPONSE']._serialized_start=1924
-  _globals['_GETMETRICSRESPONSE']._serialized_end=2026
-  _globals['_METRIC']._serialized_start=2028
-  _globals['_METRIC']._serialized_end=2137
-  _globals['_METRICSAMPLE']._serialized_start=2140
-  _globals['_METRICSAMPLE']._serialized_end=2305
-  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=2260
-  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=2305
-  _globals['_METRICBUCKET']._serialized_start=2307
-  _globals['_METRICBUCKET']._serialized_end=2350
-  _globals['_HOSTSERVICE']._serialized_start=2717
-  _globals['_HOSTSERVICE']._serialized_end=3117
+  _globals['_DEVICEHEALTH']._serialized_start=2430
+  _globals['_DEVICEHEALTH']._serialized_end=2553
+  _globals['_CHECKRESULT']._serialized_start=2555
+  _globals['_CHECKRESULT']._serialized_end=2674
+  _globals['_METRICKIND']._serialized_start=2676
+  _globals['_METRICKIND']._serialized_end=2792
+  _globals['_GETHOSTREQUEST']._serialized_start=131
+  _globals['_GETHOSTREQUEST']._serialized_end=147
+  _globals['_GETHOSTRESPONSE']._serialized_start=149
+  _globals['_GETHOSTRESPONSE']._serialized_end=194
+  _globals['_HOST']._serialized_start=197
+  _globals['_HOST']._serialized_end=845
+  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_start=790
+  _globals['_HOST_MODULEPARAMETERSENTRY']._serialized_end=845
+  _globals['_CHECKHOSTREQUEST']._serialized_start=847
+  _globals['_CHECKHOSTREQUEST']._serialized_end=885
+  _globals['_CHECKHOSTRESPONSE']._serialized_start=887
+  _globals['_CHECKHOSTRESPONSE']._serialized_end=1014
+  _globals['_HOSTABILITY']._serialized_start=1016
+  _globals['_HOSTABILITY']._serialized_end=1083
+  _globals['_HOSTCHECK']._serialized_start=1086
+  _globals['_HOSTCHECK']._serialized_end=1258
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=1260
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=1317
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1319
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1370
+  _globals['_EVENT']._serialized_start=1373
+  _globals['_EVENT']._serialized_end=1607
+  _globals['_EVENT_DETAILSENTRY']._serialized_start=1561
+  _globals['_EVENT_DETAILSENTRY']._serialized_end=1607
+  _globals['_READAUDITREQUEST']._serialized_start=1610
+  _globals['_READAUDITREQUEST']._serialized_end=1825
+  _globals['_READAUDITRESPONSE']._serialized_start=1827
+  _globals['_READAUDITRESPONSE']._serialized_end=1883
+  _globals['_AUDITRECORD']._serialized_start=1885
+  _globals['_AUDITRECORD']._serialized_end=1979
+  _globals['_GETMETRICSREQUEST']._serialized_start=1981
+  _globals['_GETMETRICSREQUEST']._serialized_end=2000
+  _globals['_GETMETRICSRESPONSE']._serialized_start=2002
+  _globals['_GETMETRICSRESPONSE']._serialized_end=2104
+  _globals['_METRIC']._serialized_start=2106
+  _globals['_METRIC']._serialized_end=2215
+  _globals['_METRICSAMPLE']._serialized_start=2218
+  _globals['_METRICSAMPLE']._serialized_end=2383
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=2338
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=2383
+  _globals['_METRICBUCKET']._serialized_start=2385
+  _globals['_METRICBUCKET']._serialized_end=2428
+  _globals['_HOSTSERVICE']._serialized_start=2795
+  _globals['_HOSTSERVICE']._serialized_end=3195
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import sev.v1.snp_platform_pb2
 import sev.v1.types_pb2
 import sys
 import typing
@@ -180,6 +181,7 @@ class Host(google.protobuf.message.Message):
     MODULE_PARAMETERS_FIELD_NUMBER: builtins.int
     KERNEL_INTERFACE_FIELD_NUMBER: builtins.int
     KERNEL_ERA_FIELD_NUMBER: builtins.int
+    DESIRED_PLATFORM_FIELD_NUMBER: builtins.int
     product: builtins.str
     """Product line in lower case: naples, rome, milan, genoa, turin, venice. Empty if unknown."""
     simulated: builtins.bool
@@ -236,6 +238,10 @@ class Host(google.protobuf.message.Message):
     def module_parameters(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Parameters of the modules kvm_amd and ccp that matter here, such as "kvm_amd.sev_snp": "Y"."""
 
+    @property
+    def desired_platform(self) -> sev.v1.snp_platform_pb2.DesiredPlatform:
+        """What the daemon's configuration wants of the SNP platform, and how it deviates; absent: nothing is wanted."""
+
     def __init__(
         self,
         *,
@@ -259,9 +265,10 @@ class Host(google.protobuf.message.Message):
         module_parameters: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         kernel_interface: builtins.str = ...,
         kernel_era: builtins.str = ...,
+        desired_platform: sev.v1.snp_platform_pb2.DesiredPlatform | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["firmware_version", b"firmware_version", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chip_id", b"chip_id", "cpu_family", b"cpu_family", "cpu_model", b"cpu_model", "cpu_stepping", b"cpu_stepping", "daemon_version", b"daemon_version", "device_health", b"device_health", "firmware", b"firmware", "firmware_version", b"firmware_version", "guest_count", b"guest_count", "kernel", b"kernel", "kernel_era", b"kernel_era", "kernel_interface", b"kernel_interface", "kvm_vm_types", b"kvm_vm_types", "missing", b"missing", "module_parameters", b"module_parameters", "product", b"product", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids", "simulated", b"simulated", "technologies", b"technologies"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["desired_platform", b"desired_platform", "firmware_version", b"firmware_version", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chip_id", b"chip_id", "cpu_family", b"cpu_family", "cpu_model", b"cpu_model", "cpu_stepping", b"cpu_stepping", "daemon_version", b"daemon_version", "desired_platform", b"desired_platform", "device_health", b"device_health", "firmware", b"firmware", "firmware_version", b"firmware_version", "guest_count", b"guest_count", "kernel", b"kernel", "kernel_era", b"kernel_era", "kernel_interface", b"kernel_interface", "kvm_vm_types", b"kvm_vm_types", "missing", b"missing", "module_parameters", b"module_parameters", "product", b"product", "sev_asids", b"sev_asids", "sev_es_asids", b"sev_es_asids", "simulated", b"simulated", "technologies", b"technologies"]) -> None: ...
 
 Global___Host: typing_extensions.TypeAlias = Host
 

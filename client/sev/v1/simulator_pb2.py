@@ -23,9 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from sev.v1 import options_pb2 as sev_dot_v1_dot_options__pb2
+from sev.v1 import snp_platform_pb2 as sev_dot_v1_dot_snp__platform__pb2
+from sev.v1 import types_pb2 as sev_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sev/v1/simulator.proto\x12\x06sev.v1\x1a\x14sev/v1/options.proto\"}\n\x19RequestGuestReportRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x13\n\x0breport_data\x18\x02 \x01(\x0c\x12\x0c\n\x04vmpl\x18\x03 \x01(\r\x12+\n\rkey_selection\x18\x04 \x01(\x0e\x32\x14.sev.v1.KeySelection\"G\n\x1aRequestGuestReportResponse\x12\x0e\n\x06report\x18\x01 \x01(\x0c\x12\x19\n\x11\x63\x65rtificate_table\x18\x02 \x01(\x0c\"\xcc\x01\n\x16RequestGuestKeyRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12!\n\x08key_root\x18\x02 \x01(\x0e\x32\x0f.sev.v1.KeyRoot\x12+\n\rkey_selection\x18\x03 \x01(\x0e\x32\x14.sev.v1.KeySelection\x12\x1a\n\x12guest_field_select\x18\x04 \x01(\x06\x12\x0c\n\x04vmpl\x18\x05 \x01(\r\x12\x11\n\tguest_svn\x18\x06 \x01(\r\x12\x13\n\x0btcb_version\x18\x07 \x01(\x06\"&\n\x17RequestGuestKeyResponse\x12\x0b\n\x03key\x18\x01 \x01(\x0c*]\n\x0cKeySelection\x12\x1d\n\x19KEY_SELECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12KEY_SELECTION_VCEK\x10\x01\x12\x16\n\x12KEY_SELECTION_VLEK\x10\x02*6\n\x07KeyRoot\x12\x18\n\x14KEY_ROOT_UNSPECIFIED\x10\x00\x12\x11\n\rKEY_ROOT_VMRK\x10\x01\x32\xdb\x01\n\x10SimulatorService\x12g\n\x12RequestGuestReport\x12!.sev.v1.RequestGuestReportRequest\x1a\".sev.v1.RequestGuestReportResponse\"\n\xda\xe2\x18\x06\x08\x02\x10\x01 \x01\x12^\n\x0fRequestGuestKey\x12\x1e.sev.v1.RequestGuestKeyRequest\x1a\x1f.sev.v1.RequestGuestKeyResponse\"\n\xda\xe2\x18\x06\x08\x02\x10\x01 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sev/v1/simulator.proto\x12\x06sev.v1\x1a\x14sev/v1/options.proto\x1a\x19sev/v1/snp_platform.proto\x1a\x12sev/v1/types.proto\"}\n\x19RequestGuestReportRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x13\n\x0breport_data\x18\x02 \x01(\x0c\x12\x0c\n\x04vmpl\x18\x03 \x01(\r\x12+\n\rkey_selection\x18\x04 \x01(\x0e\x32\x14.sev.v1.KeySelection\"G\n\x1aRequestGuestReportResponse\x12\x0e\n\x06report\x18\x01 \x01(\x0c\x12\x19\n\x11\x63\x65rtificate_table\x18\x02 \x01(\x0c\"\xcc\x01\n\x16RequestGuestKeyRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12!\n\x08key_root\x18\x02 \x01(\x0e\x32\x0f.sev.v1.KeyRoot\x12+\n\rkey_selection\x18\x03 \x01(\x0e\x32\x14.sev.v1.KeySelection\x12\x1a\n\x12guest_field_select\x18\x04 \x01(\x06\x12\x0c\n\x04vmpl\x18\x05 \x01(\r\x12\x11\n\tguest_svn\x18\x06 \x01(\r\x12\x13\n\x0btcb_version\x18\x07 \x01(\x06\"&\n\x17RequestGuestKeyResponse\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"\x84\x01\n\x15UpdateFirmwareRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x03tcb\x18\x02 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\";\n\x16UpdateFirmwareResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus*]\n\x0cKeySelection\x12\x1d\n\x19KEY_SELECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12KEY_SELECTION_VCEK\x10\x01\x12\x16\n\x12KEY_SELECTION_VLEK\x10\x02*6\n\x07KeyRoot\x12\x18\n\x14KEY_ROOT_UNSPECIFIED\x10\x00\x12\x11\n\rKEY_ROOT_VMRK\x10\x01\x32\xb6\x02\n\x10SimulatorService\x12g\n\x12RequestGuestReport\x12!.sev.v1.RequestGuestReportRequest\x1a\".sev.v1.RequestGuestReportResponse\"\n\xda\xe2\x18\x06\x08\x02\x10\x01 \x01\x12^\n\x0fRequestGuestKey\x12\x1e.sev.v1.RequestGuestKeyRequest\x1a\x1f.sev.v1.RequestGuestKeyResponse\"\n\xda\xe2\x18\x06\x08\x02\x10\x01 \x01\x12Y\n\x0eUpdateFirmware\x12\x1d.sev.v1.UpdateFirmwareRequest\x1a\x1e.sev.v1.UpdateFirmwareResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIMULATORSERVICE'].methods_by_name['RequestGuestReport']._serialized_options = b'\332\342\030\006\010\002\020\001 \001'
   _globals['_SIMULATORSERVICE'].methods_by_name['RequestGuestKey']._loaded_options = None
   _globals['_SIMULATORSERVICE'].methods_by_name['RequestGuestKey']._serialized_options = b'\332\342\030\006\010\002\020\001 \001'
-  _globals['_KEYSELECTION']._serialized_start=503
-  _globals['_KEYSELECTION']._serialized_end=596
-  _globals['_KEYROOT']._serialized_start=598
-  _globals['_KEYROOT']._serialized_end=652
-  _globals['_REQUESTGUESTREPORTREQUEST']._serialized_start=56
-  _globals['_REQUESTGUESTREPORTREQUEST']._serialized_end=181
-  _globals['_REQUESTGUESTREPORTRESPONSE']._serialized_start=183
-  _globals['_REQUESTGUESTREPORTRESPONSE']._serialized_end=254
-  _globals['_REQUESTGUESTKEYREQUEST']._serialized_start=257
-  _globals['_REQUESTGUESTKEYREQUEST']._serialized_end=461
-  _globals['_REQUESTGUESTKEYRESPONSE']._serialized_start=463
-  _globals['_REQUESTGUESTKEYRESPONSE']._serialized_end=501
-  _globals['_SIMULATORSERVICE']._serialized_start=655
-  _globals['_SIMULATORSERVICE']._serialized_end=874
+  _globals['_SIMULATORSERVICE'].methods_by_name['UpdateFirmware']._loaded_options = None
+  _globals['_SIMULATORSERVICE'].methods_by_name['UpdateFirmware']._serialized_options = b'\332\342\030\004\010\003 \001'
+  _globals['_KEYSELECTION']._serialized_start=746
+  _globals['_KEYSELECTION']._serialized_end=839
+  _globals['_KEYROOT']._serialized_start=841
+  _globals['_KEYROOT']._serialized_end=895
+  _globals['_REQUESTGUESTREPORTREQUEST']._serialized_start=103
+  _globals['_REQUESTGUESTREPORTREQUEST']._serialized_end=228
+  _globals['_REQUESTGUESTREPORTRESPONSE']._serialized_start=230
+  _globals['_REQUESTGUESTREPORTRESPONSE']._serialized_end=301
+  _globals['_REQUESTGUESTKEYREQUEST']._serialized_start=304
+  _globals['_REQUESTGUESTKEYREQUEST']._serialized_end=508
+  _globals['_REQUESTGUESTKEYRESPONSE']._serialized_start=510
+  _globals['_REQUESTGUESTKEYRESPONSE']._serialized_end=548
+  _globals['_UPDATEFIRMWAREREQUEST']._serialized_start=551
+  _globals['_UPDATEFIRMWAREREQUEST']._serialized_end=683
+  _globals['_UPDATEFIRMWARERESPONSE']._serialized_start=685
+  _globals['_UPDATEFIRMWARERESPONSE']._serialized_end=744
+  _globals['_SIMULATORSERVICE']._serialized_start=898
+  _globals['_SIMULATORSERVICE']._serialized_end=1208
 # @@protoc_insertion_point(module_scope)

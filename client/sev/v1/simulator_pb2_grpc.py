@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class SimulatorServiceStub(object):
-    """Plays a hosted SNP guest towards the firmware, as the guest's own kernel would. Absent on real hosts, where a report
-    travels encrypted with the guest's key: ask inside the guest (`sev attest report`).
+    """Plays a hosted SNP guest towards the firmware, as the guest's own kernel would, and updates the firmware. Absent on real
+    hosts, where a report travels encrypted with the guest's key: ask inside the guest (`sev attest report`).
     """
 
     def __init__(self, channel):
@@ -46,11 +46,16 @@ class SimulatorServiceStub(object):
                 request_serializer=sev_dot_v1_dot_simulator__pb2.RequestGuestKeyRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_simulator__pb2.RequestGuestKeyResponse.FromString,
                 _registered_method=True)
+        self.UpdateFirmware = channel.unary_unary(
+                '/sev.v1.SimulatorService/UpdateFirmware',
+                request_serializer=sev_dot_v1_dot_simulator__pb2.UpdateFirmwareRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_simulator__pb2.UpdateFirmwareResponse.FromString,
+                _registered_method=True)
 
 
 class SimulatorServiceServicer(object):
-    """Plays a hosted SNP guest towards the firmware, as the guest's own kernel would. Absent on real hosts, where a report
-    travels encrypted with the guest's key: ask inside the guest (`sev attest report`).
+    """Plays a hosted SNP guest towards the firmware, as the guest's own kernel would, and updates the firmware. Absent on real
+    hosts, where a report travels encrypted with the guest's key: ask inside the guest (`sev attest report`).
     """
 
     def RequestGuestReport(self, request, context):
@@ -62,6 +67,13 @@ class SimulatorServiceServicer(object):
 
     def RequestGuestKey(self, request, context):
         """MSG_KEY_REQ of the guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateFirmware(self, request, context):
+        """SNP_DOWNLOAD_FIRMWARE_EX: another firmware runs, provisionally until a commit. SNP guests go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +92,11 @@ def add_SimulatorServiceServicer_to_server(servicer, server):
                     request_deserializer=sev_dot_v1_dot_simulator__pb2.RequestGuestKeyRequest.FromString,
                     response_serializer=sev_dot_v1_dot_simulator__pb2.RequestGuestKeyResponse.SerializeToString,
             ),
+            'UpdateFirmware': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateFirmware,
+                    request_deserializer=sev_dot_v1_dot_simulator__pb2.UpdateFirmwareRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_simulator__pb2.UpdateFirmwareResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'sev.v1.SimulatorService', rpc_method_handlers)
@@ -89,8 +106,8 @@ def add_SimulatorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SimulatorService(object):
-    """Plays a hosted SNP guest towards the firmware, as the guest's own kernel would. Absent on real hosts, where a report
-    travels encrypted with the guest's key: ask inside the guest (`sev attest report`).
+    """Plays a hosted SNP guest towards the firmware, as the guest's own kernel would, and updates the firmware. Absent on real
+    hosts, where a report travels encrypted with the guest's key: ask inside the guest (`sev attest report`).
     """
 
     @staticmethod
@@ -137,6 +154,33 @@ class SimulatorService(object):
             '/sev.v1.SimulatorService/RequestGuestKey',
             sev_dot_v1_dot_simulator__pb2.RequestGuestKeyRequest.SerializeToString,
             sev_dot_v1_dot_simulator__pb2.RequestGuestKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateFirmware(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.SimulatorService/UpdateFirmware',
+            sev_dot_v1_dot_simulator__pb2.UpdateFirmwareRequest.SerializeToString,
+            sev_dot_v1_dot_simulator__pb2.UpdateFirmwareResponse.FromString,
             options,
             channel_credentials,
             insecure,

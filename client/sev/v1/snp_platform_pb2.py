@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sev.v1 import options_pb2 as sev_dot_v1_dot_options__pb2
 from sev.v1 import types_pb2 as sev_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sev/v1/snp_platform.proto\x12\x06sev.v1\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\xdd\x03\n\tSnpStatus\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.sev.v1.SnpState\x12\x31\n\x10\x66irmware_version\x18\x02 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x13\n\x0bguest_count\x18\x03 \x01(\r\x12\'\n\x0b\x63urrent_tcb\x18\x04 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12(\n\x0creported_tcb\x18\x05 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12)\n\rcommitted_tcb\x18\x06 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x14\n\x0cmask_chip_id\x18\x07 \x01(\x08\x12\x15\n\rmask_chip_key\x18\x08 \x01(\x08\x12\x13\n\x0bvlek_loaded\x18\t \x01(\x08\x12\x17\n\x0frmp_initialized\x18\n \x01(\x08\x12\x1c\n\x14\x61lias_check_complete\x18\x0b \x01(\x08\x12\x14\n\x0c\x66\x65\x61ture_info\x18\x0c \x01(\x08\x12\x10\n\x08rapl_dis\x18\r \x01(\x08\x12\x1d\n\x15\x63iphertext_hiding_cap\x18\x0e \x01(\x08\x12\x1c\n\x14\x63iphertext_hiding_en\x18\x0f \x01(\x08\x12\x0b\n\x03raw\x18\x10 \x01(\x0c\"\x15\n\x13GetSnpStatusRequest\"9\n\x14GetSnpStatusResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"N\n\x10\x43ommitSnpRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x11\x43ommitSnpResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"\xc4\x01\n\x13SetSnpConfigRequest\x12(\n\x0creported_tcb\x18\x01 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x19\n\x0cmask_chip_id\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1a\n\rmask_chip_key\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x0f\n\r_mask_chip_idB\x10\n\x0e_mask_chip_key\"9\n\x14SetSnpConfigResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"B\n\x15ResetSnpConfigRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\x12\x12\n\nrequest_id\x18\x02 \x01(\t\";\n\x16ResetSnpConfigResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"O\n\x0fLoadVlekRequest\x12\x11\n\thashstick\x18\x01 \x01(\x0c\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"5\n\x10LoadVlekResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus*O\n\x08SnpState\x12\x19\n\x15SNP_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10SNP_STATE_UNINIT\x10\x01\x12\x12\n\x0eSNP_STATE_INIT\x10\x02\x32\xb4\x03\n\x12SnpPlatformService\x12U\n\x0cGetSnpStatus\x12\x1b.sev.v1.GetSnpStatusRequest\x1a\x1c.sev.v1.GetSnpStatusResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12L\n\tCommitSnp\x12\x18.sev.v1.CommitSnpRequest\x1a\x19.sev.v1.CommitSnpResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x12S\n\x0cSetSnpConfig\x12\x1b.sev.v1.SetSnpConfigRequest\x1a\x1c.sev.v1.SetSnpConfigResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x12[\n\x0eResetSnpConfig\x12\x1d.sev.v1.ResetSnpConfigRequest\x1a\x1e.sev.v1.ResetSnpConfigResponse\"\n\xda\xe2\x18\x06\x08\x03\x10\x01 \x01\x12G\n\x08LoadVlek\x12\x17.sev.v1.LoadVlekRequest\x1a\x18.sev.v1.LoadVlekResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sev/v1/snp_platform.proto\x12\x06sev.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\xff\x03\n\tSnpStatus\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.sev.v1.SnpState\x12\x31\n\x10\x66irmware_version\x18\x02 \x01(\x0b\x32\x17.sev.v1.FirmwareVersion\x12\x13\n\x0bguest_count\x18\x03 \x01(\r\x12\'\n\x0b\x63urrent_tcb\x18\x04 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12(\n\x0creported_tcb\x18\x05 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12)\n\rcommitted_tcb\x18\x06 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x14\n\x0cmask_chip_id\x18\x07 \x01(\x08\x12\x15\n\rmask_chip_key\x18\x08 \x01(\x08\x12\x13\n\x0bvlek_loaded\x18\t \x01(\x08\x12\x17\n\x0frmp_initialized\x18\n \x01(\x08\x12\x1c\n\x14\x61lias_check_complete\x18\x0b \x01(\x08\x12\x14\n\x0c\x66\x65\x61ture_info\x18\x0c \x01(\x08\x12\x10\n\x08rapl_dis\x18\r \x01(\x08\x12\x1d\n\x15\x63iphertext_hiding_cap\x18\x0e \x01(\x08\x12\x1c\n\x14\x63iphertext_hiding_en\x18\x0f \x01(\x08\x12\x0b\n\x03raw\x18\x10 \x01(\x0c\x12 \n\x04vlek\x18\x11 \x01(\x0b\x32\x12.sev.v1.LoadedVlek\"v\n\nLoadedVlek\x12\x1f\n\x03tcb\x18\x01 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x18\n\x10hashstick_sha256\x18\x02 \x01(\t\x12-\n\tload_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9e\x03\n\x0f\x44\x65siredPlatform\x12\x14\n\x0creported_tcb\x18\x01 \x01(\t\x12\x19\n\x0cmask_chip_id\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1a\n\rmask_chip_key\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x0c\n\x04vlek\x18\x04 \x01(\t\x12/\n\x13\x61\x63tual_reported_tcb\x18\x05 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12 \n\x13\x61\x63tual_mask_chip_id\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12!\n\x14\x61\x63tual_mask_chip_key\x18\x07 \x01(\x08H\x03\x88\x01\x01\x12\'\n\x0b\x61\x63tual_vlek\x18\x08 \x01(\x0b\x32\x12.sev.v1.LoadedVlek\x12\r\n\x05\x64rift\x18\t \x03(\t\x12.\n\napply_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0f\n\r_mask_chip_idB\x10\n\x0e_mask_chip_keyB\x16\n\x14_actual_mask_chip_idB\x17\n\x15_actual_mask_chip_key\"\x15\n\x13GetSnpStatusRequest\"9\n\x14GetSnpStatusResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"N\n\x10\x43ommitSnpRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\x08\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x11\x43ommitSnpResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"\xc4\x01\n\x13SetSnpConfigRequest\x12(\n\x0creported_tcb\x18\x01 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x19\n\x0cmask_chip_id\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1a\n\rmask_chip_key\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x0f\n\r_mask_chip_idB\x10\n\x0e_mask_chip_key\"9\n\x14SetSnpConfigResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"B\n\x15ResetSnpConfigRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\x12\x12\n\nrequest_id\x18\x02 \x01(\t\";\n\x16ResetSnpConfigResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus\"O\n\x0fLoadVlekRequest\x12\x11\n\thashstick\x18\x01 \x01(\x0c\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"5\n\x10LoadVlekResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.sev.v1.SnpStatus*O\n\x08SnpState\x12\x19\n\x15SNP_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10SNP_STATE_UNINIT\x10\x01\x12\x12\n\x0eSNP_STATE_INIT\x10\x02\x32\xb4\x03\n\x12SnpPlatformService\x12U\n\x0cGetSnpStatus\x12\x1b.sev.v1.GetSnpStatusRequest\x1a\x1c.sev.v1.GetSnpStatusResponse\"\n\xda\xe2\x18\x06\x08\x01\x10\x01 \x01\x12L\n\tCommitSnp\x12\x18.sev.v1.CommitSnpRequest\x1a\x19.sev.v1.CommitSnpResponse\"\n\xda\xe2\x18\x06\x08\x03\x18\x01 \x01\x12S\n\x0cSetSnpConfig\x12\x1b.sev.v1.SetSnpConfigRequest\x1a\x1c.sev.v1.SetSnpConfigResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x12[\n\x0eResetSnpConfig\x12\x1d.sev.v1.ResetSnpConfigRequest\x1a\x1e.sev.v1.ResetSnpConfigResponse\"\n\xda\xe2\x18\x06\x08\x03\x10\x01 \x01\x12G\n\x08LoadVlek\x12\x17.sev.v1.LoadVlekRequest\x1a\x18.sev.v1.LoadVlekResponse\"\x08\xda\xe2\x18\x04\x08\x03 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,30 +44,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNPPLATFORMSERVICE'].methods_by_name['ResetSnpConfig']._serialized_options = b'\332\342\030\006\010\003\020\001 \001'
   _globals['_SNPPLATFORMSERVICE'].methods_by_name['LoadVlek']._loaded_options = None
   _globals['_SNPPLATFORMSERVICE'].methods_by_name['LoadVlek']._serialized_options = b'\332\342\030\004\010\003 \001'
-  _globals['_SNPSTATE']._serialized_start=1300
-  _globals['_SNPSTATE']._serialized_end=1379
-  _globals['_SNPSTATUS']._serialized_start=80
-  _globals['_SNPSTATUS']._serialized_end=557
-  _globals['_GETSNPSTATUSREQUEST']._serialized_start=559
-  _globals['_GETSNPSTATUSREQUEST']._serialized_end=580
-  _globals['_GETSNPSTATUSRESPONSE']._serialized_start=582
-  _globals['_GETSNPSTATUSRESPONSE']._serialized_end=639
-  _globals['_COMMITSNPREQUEST']._serialized_start=641
-  _globals['_COMMITSNPREQUEST']._serialized_end=719
-  _globals['_COMMITSNPRESPONSE']._serialized_start=721
-  _globals['_COMMITSNPRESPONSE']._serialized_end=775
-  _globals['_SETSNPCONFIGREQUEST']._serialized_start=778
-  _globals['_SETSNPCONFIGREQUEST']._serialized_end=974
-  _globals['_SETSNPCONFIGRESPONSE']._serialized_start=976
-  _globals['_SETSNPCONFIGRESPONSE']._serialized_end=1033
-  _globals['_RESETSNPCONFIGREQUEST']._serialized_start=1035
-  _globals['_RESETSNPCONFIGREQUEST']._serialized_end=1101
-  _globals['_RESETSNPCONFIGRESPONSE']._serialized_start=1103
-  _globals['_RESETSNPCONFIGRESPONSE']._serialized_end=1162
-  _globals['_LOADVLEKREQUEST']._serialized_start=1164
-  _globals['_LOADVLEKREQUEST']._serialized_end=1243
-  _globals['_LOADVLEKRESPONSE']._serialized_start=1245
-  _globals['_LOADVLEKRESPONSE']._serialized_end=1298
-  _globals['_SNPPLATFORMSERVICE']._serialized_start=1382
-  _globals['_SNPPLATFORMSERVICE']._serialized_end=1818
+  _globals['_SNPSTATE']._serialized_start=1904
+  _globals['_SNPSTATE']._serialized_end=1983
+  _globals['_SNPSTATUS']._serialized_start=113
+  _globals['_SNPSTATUS']._serialized_end=624
+  _globals['_LOADEDVLEK']._serialized_start=626
+  _globals['_LOADEDVLEK']._serialized_end=744
+  _globals['_DESIREDPLATFORM']._serialized_start=747
+  _globals['_DESIREDPLATFORM']._serialized_end=1161
+  _globals['_GETSNPSTATUSREQUEST']._serialized_start=1163
+  _globals['_GETSNPSTATUSREQUEST']._serialized_end=1184
+  _globals['_GETSNPSTATUSRESPONSE']._serialized_start=1186
+  _globals['_GETSNPSTATUSRESPONSE']._serialized_end=1243
+  _globals['_COMMITSNPREQUEST']._serialized_start=1245
+  _globals['_COMMITSNPREQUEST']._serialized_end=1323
+  _globals['_COMMITSNPRESPONSE']._serialized_start=1325
+  _globals['_COMMITSNPRESPONSE']._serialized_end=1379
+  _globals['_SETSNPCONFIGREQUEST']._serialized_start=1382
+  _globals['_SETSNPCONFIGREQUEST']._serialized_end=1578
+  _globals['_SETSNPCONFIGRESPONSE']._serialized_start=1580
+  _globals['_SETSNPCONFIGRESPONSE']._serialized_end=1637
+  _globals['_RESETSNPCONFIGREQUEST']._serialized_start=1639
+  _globals['_RESETSNPCONFIGREQUEST']._serialized_end=1705
+  _globals['_RESETSNPCONFIGRESPONSE']._serialized_start=1707
+  _globals['_RESETSNPCONFIGRESPONSE']._serialized_end=1766
+  _globals['_LOADVLEKREQUEST']._serialized_start=1768
+  _globals['_LOADVLEKREQUEST']._serialized_end=1847
+  _globals['_LOADVLEKRESPONSE']._serialized_start=1849
+  _globals['_LOADVLEKRESPONSE']._serialized_end=1902
+  _globals['_SNPPLATFORMSERVICE']._serialized_start=1986
+  _globals['_SNPPLATFORMSERVICE']._serialized_end=2422
 # @@protoc_insertion_point(module_scope)

@@ -4,9 +4,12 @@ isort:skip_file
 The SNP platform: status, TCB, configuration, VLEK."""
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import sev.v1.types_pb2
 import sys
 import typing
@@ -64,6 +67,7 @@ class SnpStatus(google.protobuf.message.Message):
     CIPHERTEXT_HIDING_CAP_FIELD_NUMBER: builtins.int
     CIPHERTEXT_HIDING_EN_FIELD_NUMBER: builtins.int
     RAW_FIELD_NUMBER: builtins.int
+    VLEK_FIELD_NUMBER: builtins.int
     state: Global___SnpState.ValueType
     """State."""
     guest_count: builtins.int
@@ -104,6 +108,10 @@ class SnpStatus(google.protobuf.message.Message):
     def committed_tcb(self) -> sev.v1.types_pb2.TcbVersion:
         """The anti-rollback floor; absent where no report tells it."""
 
+    @property
+    def vlek(self) -> Global___LoadedVlek:
+        """The loaded VLEK, as far as the daemon knows; absent while none is loaded."""
+
     def __init__(
         self,
         *,
@@ -123,11 +131,116 @@ class SnpStatus(google.protobuf.message.Message):
         ciphertext_hiding_cap: builtins.bool = ...,
         ciphertext_hiding_en: builtins.bool = ...,
         raw: builtins.bytes = ...,
+        vlek: Global___LoadedVlek | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["committed_tcb", b"committed_tcb", "current_tcb", b"current_tcb", "firmware_version", b"firmware_version", "reported_tcb", b"reported_tcb"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alias_check_complete", b"alias_check_complete", "ciphertext_hiding_cap", b"ciphertext_hiding_cap", "ciphertext_hiding_en", b"ciphertext_hiding_en", "committed_tcb", b"committed_tcb", "current_tcb", b"current_tcb", "feature_info", b"feature_info", "firmware_version", b"firmware_version", "guest_count", b"guest_count", "mask_chip_id", b"mask_chip_id", "mask_chip_key", b"mask_chip_key", "rapl_dis", b"rapl_dis", "raw", b"raw", "reported_tcb", b"reported_tcb", "rmp_initialized", b"rmp_initialized", "state", b"state", "vlek_loaded", b"vlek_loaded"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["committed_tcb", b"committed_tcb", "current_tcb", b"current_tcb", "firmware_version", b"firmware_version", "reported_tcb", b"reported_tcb", "vlek", b"vlek"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alias_check_complete", b"alias_check_complete", "ciphertext_hiding_cap", b"ciphertext_hiding_cap", "ciphertext_hiding_en", b"ciphertext_hiding_en", "committed_tcb", b"committed_tcb", "current_tcb", b"current_tcb", "feature_info", b"feature_info", "firmware_version", b"firmware_version", "guest_count", b"guest_count", "mask_chip_id", b"mask_chip_id", "mask_chip_key", b"mask_chip_key", "rapl_dis", b"rapl_dis", "raw", b"raw", "reported_tcb", b"reported_tcb", "rmp_initialized", b"rmp_initialized", "state", b"state", "vlek", b"vlek", "vlek_loaded", b"vlek_loaded"]) -> None: ...
 
 Global___SnpStatus: typing_extensions.TypeAlias = SnpStatus
+
+@typing.final
+class LoadedVlek(google.protobuf.message.Message):
+    """A VLEK that is loaded. The firmware only tells that there is one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TCB_FIELD_NUMBER: builtins.int
+    HASHSTICK_SHA256_FIELD_NUMBER: builtins.int
+    LOAD_TIME_FIELD_NUMBER: builtins.int
+    hashstick_sha256: builtins.str
+    """SHA-256 of its wrapped hash stick, in hexadecimal. Empty if it was not loaded through the daemon: then the TCB is the
+    one that was reported when the daemon first saw it.
+    """
+    @property
+    def tcb(self) -> sev.v1.types_pb2.TcbVersion:
+        """The TCB that it is for; certificates fit its reports only while this is the reported one."""
+
+    @property
+    def load_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was loaded; absent in the same case."""
+
+    def __init__(
+        self,
+        *,
+        tcb: sev.v1.types_pb2.TcbVersion | None = ...,
+        hashstick_sha256: builtins.str = ...,
+        load_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["load_time", b"load_time", "tcb", b"tcb"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hashstick_sha256", b"hashstick_sha256", "load_time", b"load_time", "tcb", b"tcb"]) -> None: ...
+
+Global___LoadedVlek: typing_extensions.TypeAlias = LoadedVlek
+
+@typing.final
+class DesiredPlatform(google.protobuf.message.Message):
+    """What the daemon's configuration wants of the platform, and how the platform deviates."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORTED_TCB_FIELD_NUMBER: builtins.int
+    MASK_CHIP_ID_FIELD_NUMBER: builtins.int
+    MASK_CHIP_KEY_FIELD_NUMBER: builtins.int
+    VLEK_FIELD_NUMBER: builtins.int
+    ACTUAL_REPORTED_TCB_FIELD_NUMBER: builtins.int
+    ACTUAL_MASK_CHIP_ID_FIELD_NUMBER: builtins.int
+    ACTUAL_MASK_CHIP_KEY_FIELD_NUMBER: builtins.int
+    ACTUAL_VLEK_FIELD_NUMBER: builtins.int
+    DRIFT_FIELD_NUMBER: builtins.int
+    APPLY_TIME_FIELD_NUMBER: builtins.int
+    reported_tcb: builtins.str
+    """Wanted reported TCB as configured, such as "snp=23" or "committed"; empty: none is wanted."""
+    mask_chip_id: builtins.bool
+    """Wanted mask of CHIP_ID; absent: none is wanted."""
+    mask_chip_key: builtins.bool
+    """Whether the VCEK is wanted to be forbidden; absent: none is wanted."""
+    vlek: builtins.str
+    """File of the wrapped VLEK hash stick that is wanted to be loaded; empty: none is wanted."""
+    actual_mask_chip_id: builtins.bool
+    """The mask of CHIP_ID as it is."""
+    actual_mask_chip_key: builtins.bool
+    """Whether the VCEK is forbidden."""
+    @property
+    def actual_reported_tcb(self) -> sev.v1.types_pb2.TcbVersion:
+        """The reported TCB as it is; absent as long as the platform did not tell, as the three below."""
+
+    @property
+    def actual_vlek(self) -> Global___LoadedVlek:
+        """The VLEK as it is."""
+
+    @property
+    def drift(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """How the platform deviates, and why, each as one sentence; empty: it is as wanted."""
+
+    @property
+    def apply_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the daemon last changed the platform towards what is wanted; absent: it did not have to since it started."""
+
+    def __init__(
+        self,
+        *,
+        reported_tcb: builtins.str = ...,
+        mask_chip_id: builtins.bool | None = ...,
+        mask_chip_key: builtins.bool | None = ...,
+        vlek: builtins.str = ...,
+        actual_reported_tcb: sev.v1.types_pb2.TcbVersion | None = ...,
+        actual_mask_chip_id: builtins.bool | None = ...,
+        actual_mask_chip_key: builtins.bool | None = ...,
+        actual_vlek: Global___LoadedVlek | None = ...,
+        drift: collections.abc.Iterable[builtins.str] | None = ...,
+        apply_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_actual_mask_chip_id", b"_actual_mask_chip_id", "_actual_mask_chip_key", b"_actual_mask_chip_key", "_mask_chip_id", b"_mask_chip_id", "_mask_chip_key", b"_mask_chip_key", "actual_mask_chip_id", b"actual_mask_chip_id", "actual_mask_chip_key", b"actual_mask_chip_key", "actual_reported_tcb", b"actual_reported_tcb", "actual_vlek", b"actual_vlek", "apply_time", b"apply_time", "mask_chip_id", b"mask_chip_id", "mask_chip_key", b"mask_chip_key"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_actual_mask_chip_id", b"_actual_mask_chip_id", "_actual_mask_chip_key", b"_actual_mask_chip_key", "_mask_chip_id", b"_mask_chip_id", "_mask_chip_key", b"_mask_chip_key", "actual_mask_chip_id", b"actual_mask_chip_id", "actual_mask_chip_key", b"actual_mask_chip_key", "actual_reported_tcb", b"actual_reported_tcb", "actual_vlek", b"actual_vlek", "apply_time", b"apply_time", "drift", b"drift", "mask_chip_id", b"mask_chip_id", "mask_chip_key", b"mask_chip_key", "reported_tcb", b"reported_tcb", "vlek", b"vlek"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_actual_mask_chip_id", b"_actual_mask_chip_id"]) -> typing.Literal["actual_mask_chip_id"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_actual_mask_chip_key", b"_actual_mask_chip_key"]) -> typing.Literal["actual_mask_chip_key"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_chip_id", b"_mask_chip_id"]) -> typing.Literal["mask_chip_id"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_chip_key", b"_mask_chip_key"]) -> typing.Literal["mask_chip_key"] | None: ...
+
+Global___DesiredPlatform: typing_extensions.TypeAlias = DesiredPlatform
 
 @typing.final
 class GetSnpStatusRequest(google.protobuf.message.Message):

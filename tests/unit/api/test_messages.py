@@ -27,7 +27,17 @@ from sevd.api import messages
 from sevd.endorsements.model import Endorsement, EndorsementKind, EndorsementSet
 from sevd.events import Event
 from sevd.guests.model import Guest, GuestState, GuestType, PageType
-from sevd.platform.views import AsidUse, DeviceHealth, FirmwareVersion, HostView, SevState, SnpState, SnpStatusView
+from sevd.platform.views import (
+    AsidUse,
+    DesiredView,
+    DeviceHealth,
+    FirmwareVersion,
+    HostView,
+    SevState,
+    SnpState,
+    SnpStatusView,
+    VlekView,
+)
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 500000, tzinfo=UTC)
 GENOA_TCB = TcbVersion.of(products.GENOA, bootloader=9, tee=0, snp=23, microcode=72)
@@ -92,6 +102,27 @@ def unset(message: Any) -> set[str]:
     return {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
 
 
+STATUS = SnpStatusView(
+    state=SnpState.INIT,
+    firmware_version=FirmwareVersion(1, 55, 40),
+    guest_count=1,
+    current_tcb=GENOA_TCB,
+    reported_tcb=GENOA_TCB,
+    committed_tcb=GENOA_TCB,
+    mask_chip_id=True,
+    mask_chip_key=True,
+    vlek_loaded=True,
+    rmp_initialized=True,
+    alias_check_complete=True,
+    feature_info=True,
+    rapl_dis=True,
+    ciphertext_hiding_cap=True,
+    ciphertext_hiding_en=True,
+    raw=b"r" * 32,
+    vlek=VlekView(GENOA_TCB, "ab" * 32, NOW),
+)
+
+
 def test_a_full_host_fills_every_field() -> None:
     view = HostView(
         product="genoa",
@@ -110,6 +141,7 @@ def test_a_full_host_fills_every_field() -> None:
         cpu_model=17,
         cpu_stepping=1,
         offers=KernelFacts(("default", "sev-snp"), (("kvm_amd.sev_snp", "Y"),), "7.1", "C"),
+        desired=DesiredView("snp=23", False, True, "/etc/sevd/vlek.bin", STATUS, ("it deviates",), NOW),
     )
     message = messages.host(view)
     assert unset(message) == set()
@@ -117,25 +149,17 @@ def test_a_full_host_fills_every_field() -> None:
 
 
 def test_a_full_status_fills_every_field() -> None:
-    view = SnpStatusView(
-        state=SnpState.INIT,
-        firmware_version=FirmwareVersion(1, 55, 40),
-        guest_count=1,
-        current_tcb=GENOA_TCB,
-        reported_tcb=GENOA_TCB,
-        committed_tcb=GENOA_TCB,
-        mask_chip_id=True,
-        mask_chip_key=True,
-        vlek_loaded=True,
-        rmp_initialized=True,
-        alias_check_complete=True,
-        feature_info=True,
-        rapl_dis=True,
-        ciphertext_hiding_cap=True,
-        ciphertext_hiding_en=True,
-        raw=b"r" * 32,
-    )
-    assert unset(messages.snp_status(view)) == set()
+    assert unset(messages.snp_status(STATUS)) == set()
+    assert unset(messages.snp_status(STATUS).vlek) == set()
+
+
+def test_what_is_wanted_of_the_platform_fills_every_field() -> None:
+    view = DesiredView("snp=23", False, True, "/etc/sevd/vlek.bin", STATUS, ("it deviates",), NOW)
+    message = messages.desired_platform(view)
+    assert unset(message) == set()
+    assert (message.HasField("mask_chip_id"), message.mask_chip_id) == (True, False)
+    nothing = messages.desired_platform(DesiredView("committed", None, None, "", None, (), None))
+    assert unset(nothing) == {field.name for field in nothing.DESCRIPTOR.fields} - {"reported_tcb"}
 
 
 def test_a_full_guest_fills_every_field() -> None:

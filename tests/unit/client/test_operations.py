@@ -42,6 +42,7 @@ _METHODS: dict[str, Any] = {
 _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "snp_commit": ((), {"confirm": True}),
     "vlek_load": ((bytes(432),), {}),
+    "update_firmware": (("1.55.50", {"snp": 28}), {}),
     "import_endorsements": (([b"x"],), {}),
     "reset_platform": ((), {"confirm": True}),
     "pek_generate": ((), {"confirm": True}),
@@ -188,6 +189,7 @@ def test_absent_configuration_stays_absent() -> None:
         (lambda: operations.snp_set_config(reported_tcb={"snp": 256}), "reported_tcb"),
         (lambda: operations.snp_set_config(reported_tcb={"snp": -1}), "reported_tcb"),
         (lambda: operations.vlek_load(bytes(431)), "hashstick"),
+        (lambda: operations.update_firmware("1.55.50", {"speed": 1}), "tcb"),
         (lambda: guest_operations.guest("\udcff"), "guest_id"),
         (lambda: guest_operations.guests(page_size=-1), "page_size"),
         (lambda: guest_operations.start_launch("g", policy=1 << 64), "policy"),
