@@ -210,11 +210,13 @@ class Scheduler:
             self._issued_at = None
             self._running = ""
             if tell is not None:
-                if self._observe is not None:
-                    error = tell.args[0] if tell.func == job.future.set_exception else None
-                    waited, took = issued_at - job.queued_at, ended_at - issued_at
-                    job.context.run(self._observe, job.lane, job.name, waited, took, error)
-                tell()
+                try:
+                    if self._observe is not None:
+                        error = tell.args[0] if tell.func == job.future.set_exception else None
+                        waited, took = issued_at - job.queued_at, ended_at - issued_at
+                        job.context.run(self._observe, job.lane, job.name, waited, took, error)
+                finally:
+                    tell()
             del job, tell  # an idle worker keeps nothing alive
 
 
