@@ -96,6 +96,11 @@ class JournalHandler(logging.Handler):
         except Exception:
             self.handleError(record)
 
+    def close(self) -> None:
+        """Hangs up."""
+        self._journal.close()
+        super().close()
+
     def fields(self, record: logging.LogRecord) -> dict[str, str]:
         """A record as fields of the journal."""
         audit = getattr(record, "audit", None)

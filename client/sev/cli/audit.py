@@ -162,9 +162,8 @@ def _follow(found: Iterator[AuditRecord], out: Output) -> int:
     widths = (24, 10, 34, 20, 9, 36)
     for one in found:
         *cells, end = _cells(one, out)
-        out.line(
-            one.document(), "  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)), end])
-        )
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+        out.line(one.document(), "  ".join([*padded, end]).rstrip())
     return 0
 
 
