@@ -207,27 +207,35 @@ class Gate:
             self._audit.connection_refused(listener.kind.name, None, error)
             raise
         try:
-            caller = self._caller(listener, peer)
-            if len(self.connections) >= self._limits.connections:
-                raise LimitReached(
-                    f"{len(self.connections)} connections are open: no more are allowed in all",
-                    metadata={"limit": "connections", "value": str(self._limits.connections)},
-                )
-            account = self.accounts.of(caller.owner)
-            try:
-                account.admit_connection(caller, self._limits)
-            finally:
-                self.accounts.settle(account)
+            self.enter(listener, client, peer, self._caller(listener, peer))
         except SevError as error:
             self._audit.connection_refused(listener.kind.name, peer, error)
             peer.close()
             raise
+
+    def enter(self, listener: Listener, client: End, peer: Peer | RemotePeer, caller: Caller) -> str:
+        """Joins a connection whose caller is known to the server, and takes it over; its name among `connections`.
+
+        Raises:
+            LimitReached: There are too many.
+        """
+        if len(self.connections) >= self._limits.connections:
+            raise LimitReached(
+                f"{len(self.connections)} connections are open: no more are allowed in all",
+                metadata={"limit": "connections", "value": str(self._limits.connections)},
+            )
+        account = self.accounts.of(caller.owner)
+        try:
+            account.admit_connection(caller, self._limits)
+        finally:
+            self.accounts.settle(account)
         name = f"sevd-{self._token}-{next(self._counter)}"
         connection = Connection(f"unix-abstract:{name}", caller, peer, listener, account)
         # Known before the first byte can reach the server.
         self.connections[connection.name] = connection
         self._empty.clear()
         self._join(connection, client, name, self._loop.time() + DIAL_SECONDS)
+        return connection.name
 
     def _join(self, connection: Connection, client: End, name: str, deadline: float) -> None:
         """Dials the server and starts the relay; tries again while the server's own queue is full."""

@@ -137,7 +137,11 @@ class Handshakes:
             del one.tls.handshake  # type: ignore[attr-defined]
         if cause is None:
             one.tls.context = self._quiet
-            self._done(one)
+            try:
+                self._done(one)
+            except Exception:
+                log.exception("a connection of %s could not be admitted", one.address)
+                one.tls.close()
             return
         try:
             self._refused(one, cause)

@@ -65,8 +65,8 @@ class Gate(Protocol):
     def policy(self) -> AccessPolicy:
         """The policy that holds now."""
 
-    def enter(self, listener: Listener, client: TlsSocket, peer: RemotePeer, caller: Caller) -> None:
-        """Admits a connection within the limits, which takes the client over. Raises SevError, OSError."""
+    def enter(self, listener: Listener, client: TlsSocket, peer: RemotePeer, caller: Caller) -> str:
+        """Admits a connection within the limits, and takes it over; its name. Raises SevError, OSError."""
 
     def judged(self, connection: Connection, caller: Caller | None) -> None:
         """An open connection has another caller now; None: it is closed."""
@@ -98,9 +98,10 @@ class Remote:
         self._gate = gate
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._handshakes = Handshakes(
+        self.handshakes = Handshakes(
             self._shaken, self._failed, seconds=settings.handshake_seconds, most=settings.handshakes
         )
+        """Those under way."""
         self._refusals = RemoteRefusals(audit)
         self._take_credentials(credentials)
         self._stamp = settings.files.stamp()
@@ -124,8 +125,8 @@ class Remote:
     def reload(self, settings: RemoteSettings, credentials: Credentials) -> None:
         """Takes other settings and files."""
         self._settings = settings
-        self._handshakes.seconds = settings.handshake_seconds
-        self._handshakes.most = settings.handshakes
+        self.handshakes.seconds = settings.handshake_seconds
+        self.handshakes.most = settings.handshakes
         self._stamp = settings.files.stamp()
         self._take_credentials(credentials)
 
@@ -168,7 +169,7 @@ class Remote:
     async def close(self) -> None:
         """Ends handshakes that are under way."""
         self.stop()
-        await self._handshakes.close()
+        await self.handshakes.close()
         self._refusals.close()
 
     def _shake(self, listener: Listener, client: socket.socket, address: object) -> None:
@@ -177,34 +178,34 @@ class Remote:
             return
         where = address_text(address)
         try:
-            self._handshakes.begin(self._credentials.context, listener, client, where)
+            self.handshakes.begin(self._credentials.context, listener, client, where)
         except OSError:
             client.close()
             self._refusals.record(listener.kind.name, RemoteRefused("HANDSHAKE_LOST"), where)
 
     def _shaken(self, one: Handshake) -> None:
         """A handshake has succeeded: whose is it?"""
-        name = one.listener.kind.name
+        socket_name = one.listener.kind.name
         names: tuple[str, ...] = ()
         facts: dict[str, object] = {}
         try:
             peer = RemotePeer(one.address, _certificate(one))
             names, facts = peer.names, peer.certificate.facts()
             caller = self.judge(peer, one.listener.kind)
-            self._gate.enter(one.listener, TlsSocket(one.tls), peer, caller)
+            name = self._gate.enter(one.listener, TlsSocket(one.tls), peer, caller)
         except SevError as error:
             # Before the end is said, so that whoever sees it finds the record.
-            self._refusals.record(name, error, one.address, names, facts)
+            self._refusals.record(socket_name, error, one.address, names, facts)
             one.tls.close()
             return
         except OSError as error:
-            log.warning("connection lost socket=%s address=%s: %s", name, one.address, error.strerror)
+            log.warning("connection lost socket=%s address=%s: %s", socket_name, one.address, error.strerror)
             one.tls.close()
             return
         left = (peer.certificate.not_after - datetime.now(UTC)).total_seconds()
-        peer.expiry = self._loop.call_later(max(left, 0), self._expire, peer)
+        peer.expiry = self._loop.call_later(max(left, 0), self._expire, name)
         serial = facts["serial"]
-        log.info("connection admitted socket=%s address=%s serial=%s %s", name, one.address, serial, caller.text)
+        log.info("connection admitted socket=%s address=%s serial=%s %s", socket_name, one.address, serial, caller.text)
 
     def _failed(self, one: Handshake, error: RemoteRefused) -> None:
         names: tuple[str, ...] = ()
@@ -218,9 +219,9 @@ class Remote:
                 names, facts = certificate.names, certificate.facts()
         self._refusals.record(one.listener.kind.name, error, one.address, names, facts)
 
-    def _expire(self, peer: RemotePeer) -> None:
+    def _expire(self, name: str) -> None:
         for connection in tuple(self._gate.remote_connections()):
-            if connection.peer is peer:
+            if connection.name == name:
                 self._end(connection, RemoteRefused("CERTIFICATE_EXPIRED"))
 
     def _end(self, connection: Connection, error: RemoteRefused) -> None:
@@ -239,7 +240,7 @@ class Remote:
                 peer = connection.peer
                 # Timers do not see that the clock was set.
                 if isinstance(peer, RemotePeer) and peer.certificate.expired():
-                    self._expire(peer)
+                    self._expire(connection.name)
             if self._renewing is None and await asyncio.to_thread(self._settings.files.stamp) != self._stamp:
                 self._renewing = self._loop.create_task(self._renew())
 

@@ -16,7 +16,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from sev.v1 import endorsement_pb2, guest_pb2, host_pb2, sev_platform_pb2, simulator_pb2, snp_platform_pb2
 from sevd.access.accounts import GateLimits
-from sevd.access.listeners import CLIENT, Kind, bind
+from sevd.access.identities import Identity
+from sevd.access.listeners import CLIENT, Kind, Listener, bind
 from sevd.access.policy import AccessPolicy
 from sevd.access.roles import Role
 from sevd.api.rules import Method, methods_of
@@ -91,11 +92,16 @@ async def serving(
     skins: Mapping[ServiceDescriptor, Any] | None = None,
     hidden: Sequence[str] = (),
     drain_seconds: float = 2,
+    names: Mapping[str, Identity] | None = None,
+    more: Callable[[Server, Audit], Listener] | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
-    """A server on which this process has a role; yields it and its target."""
+    """A server on which this process has a role; yields it and its target.
+
+    `names` are identities of remote callers by "uri:…" and "dns:…"; `more` makes a further listener.
+    """
     private = folder / "private"
     private.mkdir(mode=0o700, exist_ok=True)
-    policy = AccessPolicy({os.geteuid(): role} if role is not None else {})
+    policy = AccessPolicy({os.geteuid(): role} if role is not None else {}, names=names or {})
     audit, journal = Audit(folder / "audit.jsonl"), Journal(folder / "journal.jsonl")
     server = Server(
         private,
@@ -108,8 +114,7 @@ async def serving(
         hidden=hidden,
     )
     await server.start()
-    listener = bind(folder / "s", kind)
-    server.open([listener])
+    server.open([bind(folder / "s", kind), *([more(server, audit)] if more is not None else [])])
     try:
         yield server, f"unix:{folder}/s"
     finally:
