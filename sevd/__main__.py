@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(f"identity = [\n{tables}]\n" if tables else "identity = []\n")
             return 0
         _raise_descriptor_limit()
+        from sev.cores import no_core
+
+        no_core()
         from sevd.daemon import run
 
         run(settings, lambda: _settings(args))

@@ -48,9 +48,11 @@ def entry() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; answers its exit code."""
+    from sev.cores import no_core
     from sevd import logs
 
     args = _parser().parse_args(argv)
+    no_core()
     logs.set_up("warning" if args.quiet else "info", os.environ, program="sevd-simulator")
     try:
         return _run(args)

@@ -14,15 +14,25 @@ if TYPE_CHECKING:
     from sev.certs.crl import Crl
     from sev.certs.x509 import Certificate
 
+_LONGEST, _WRAPPED = 160, 114
+"""Columns: lines above the first are cut at the second."""
+
 
 def describe(data: bytes) -> list[dict[str, object]]:
     """One JSON object for each certificate and revocation list in DER, PEM or a certificate table, in order.
+
+    So too for SEV's own certificates and AMD's older ones, in a row or in base64.
 
     Entries of a table carry `guid`; one that cannot be read has kind "unreadable" and says why in `error`.
 
     Raises:
         MalformedInput: The data is none of these.
     """
+    from sev.certs import show_sev
+
+    row = show_sev.recognised(bytes(data))
+    if row is not None:
+        return show_sev.describe(row)
     try:
         entries = cert_table.parse(data)
     except MalformedInput:
@@ -98,9 +108,18 @@ def text(documents: Iterable[dict[str, object]]) -> str:
         lines = [str(document["kind"]).upper()]
         for name, value in document.items():
             if name != "kind" and value is not None and value != []:
-                lines.append(f"  {name.replace('_', ' ') + ':':16}{_shown(value)}")
+                lines.append(_wrapped(f"  {name.replace('_', ' ') + ':':16}{_shown(value)}"))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _wrapped(line: str) -> str:
+    """A line that no terminal holds, such as the numbers of a key, in several."""
+    if len(line) <= _LONGEST:
+        return line
+    from textwrap import wrap
+
+    return "\n".join(wrap(line, _WRAPPED, subsequent_indent=" " * 18))
 
 
 def _shown(value: object) -> str:

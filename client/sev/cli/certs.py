@@ -26,7 +26,8 @@ guests receive them with their reports.
 
 _SHOW = """\
 Shows what a file holds: certificates, revocation lists, or a certificate table, in DER
-or PEM. Works without a daemon, and decides nothing about trust.
+or PEM; SEV's own certificates and chains, also of a session, and AMD's ASK and ARK for
+them. Works without a daemon, and decides nothing about trust.
 """
 
 IMPORT_LIMIT = 64 << 10
@@ -60,6 +61,7 @@ def build(parser: ArgumentParser) -> None:
     examples(
         show,
         ("sev certs show vcek.der", "chip, TCB and validity of a VCEK"),
+        ("sev certs show chain.bin", "PDH, PEK, OCA and CEK of an SEV platform, and who signed them"),
         notes='JSON: {"certificates": [...]}, one object for each.',
     )
     show.set_defaults(run=_show)

@@ -108,7 +108,9 @@ def _generate(args: Namespace, out: Output) -> int:
 
     from sev.abi import sev_certificate as abi
     from sev.certs import sev_signatures
+    from sev.cores import no_core
 
+    no_core()
     if "-" in (args.cert, args.key):
         raise UsageError("certificate and key are two files", field="CERT")
     key = ec.generate_private_key(ec.SECP384R1())
@@ -123,13 +125,13 @@ def _generate(args: Namespace, out: Output) -> int:
 
 def _sign(args: Namespace, out: Output) -> int:
     from sev.abi import sev_certificate as abi
-    from sev.cli.files import read_file
+    from sev.cli.files import read_file, read_secret
     from sev.session.owner import sign_request
 
     signed = sign_request(
         abi.SevCertificate.read(read_file(args.csr, "the request", _LIMIT), "request"),
         abi.SevCertificate.read(read_file(args.oca_cert, "the owner's certificate", _LIMIT), "owner's certificate"),
-        read_file(args.oca_key, "the owner's key", _KEY_LIMIT),
+        read_secret(args.oca_key, "the owner's key", _KEY_LIMIT),
     )
     out.write_file(args.out, signed.encode())
     if args.out != "-":

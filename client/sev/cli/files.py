@@ -38,6 +38,12 @@ def read_file(path: str, what: str, limit: int) -> bytes:
     return data
 
 
+def read_secret(path: str, what: str, limit: int) -> bytes:
+    """As `read_file`, for a key or a secret: from now on this process leaves no core."""
+    _no_core()
+    return read_file(path, what, limit)
+
+
 def _read_all(descriptor: int, limit: int) -> bytes | None:
     """The content, of a regular file in one read and without a copy; None if it is larger than `limit` bytes."""
     facts = os.fstat(descriptor)
@@ -68,6 +74,8 @@ def read_bytes(word: str, what: str, size: int, *, files: bool = True, secret: b
     """
     from sev.cli.values import decoded
 
+    if secret:
+        _no_core()
     if files and (secret or word == "-" or os.path.exists(word)):
         data = read_file(word, what, _BLOB_LIMIT)
         if len(data) == size:
@@ -90,6 +98,8 @@ def write_file(path: str, data: bytes, *, secret: bool = False) -> None:
     Raises:
         UsageError: It cannot be written.
     """
+    if secret:
+        _no_core()
     try:
         mode = os.lstat(path).st_mode
         through = not stat.S_ISREG(mode)
@@ -147,6 +157,12 @@ def hash_file(path: str, what: str) -> bytes:
     except (OSError, ValueError) as error:
         raise _unusable("read", what, path, error) from None
     return digest.digest()
+
+
+def _no_core() -> None:
+    from sev.cores import no_core
+
+    no_core()
 
 
 def _unusable(verb: str, what: str, path: str, error: OSError | ValueError) -> UsageError:

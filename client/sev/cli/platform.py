@@ -196,11 +196,11 @@ def _import(args: Namespace, out: Output) -> int:
 
 def _own(args: Namespace, out: Output) -> int:
     from sev.abi.sev_certificate import SevCertificate
-    from sev.cli.files import read_file
+    from sev.cli.files import read_file, read_secret
     from sev.session.owner import check_owner
 
     certificate = read_file(args.oca_cert, "the owner's certificate", _LIMIT)
-    key = read_file(args.oca_key, "the owner's key", _LIMIT)
+    key = read_secret(args.oca_key, "the owner's key", _LIMIT)
     check_owner(SevCertificate.read(certificate, "owner's certificate"), key)  # before anybody is asked anything
     return _change(args, out, _NEW_OWNER, lambda host: host.own_platform(certificate, key, confirm=True))
 

@@ -54,12 +54,14 @@ def _create(args: Namespace, out: Output) -> int:
     from sev.certs import sev_chain
     from sev.cli.files import read_file
     from sev.cli.report_inputs import sev_roots
+    from sev.cores import no_core
     from sev.errors import UsageError
     from sev.session import Session
 
     if args.policy is not None and args.policy_option is not None:
         raise UsageError("the policy was given twice", field="--policy")
     text = args.policy_option or args.policy
+    no_core()
     session = Session.create(SevPolicy.parse(text) if text is not None else SevPolicy(DEFAULT))
     data = read_file(args.chain, "the chain", _LIMIT)
     product = ""
