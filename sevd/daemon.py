@@ -32,6 +32,7 @@ from sevd.state import StateDirectory
 
 if TYPE_CHECKING:
     from sev.certs import Roots
+    from sevd.remote_listening import Prepared
     from sevd.simulator.host_reader import SimulatedReader
 
 REAL_ASIDS_SECONDS = 1.0
@@ -60,10 +61,11 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> None:
         listeners = listening.sockets(settings, os.environ)
         for listener in listeners:
             stack.callback(listener.close)
+        remote = remote_of(settings, policy, stale=True) if any(one.kind.remote for one in listeners) else None
         notifier.status("opening the platform")
         parts = open_host(settings, state)
         stack.callback(parts.close)
-        asyncio.run(_Running(settings, reread, notifier).serve(state, parts, policy, listeners))
+        asyncio.run(_Running(settings, reread, notifier).serve(state, parts, policy, listeners, remote))
 
 
 def policy_of(settings: Settings) -> AccessPolicy:
@@ -84,6 +86,17 @@ def policy_of(settings: Settings) -> AccessPolicy:
     }
     optional = frozenset(Settings().launcher_groups)
     return AccessPolicy.build(users, groups, identities=settings.identities, optional=optional)
+
+
+def remote_of(settings: Settings, policy: AccessPolicy, *, stale: bool = False) -> Prepared:
+    """What remote callers are served with, checked; with `stale` also certificates that have expired.
+
+    Raises:
+        UsageError: Nobody is allowed to call from elsewhere, or a file cannot be used.
+    """
+    from sevd import remote_listening  # a daemon without remote callers never loads TLS
+
+    return remote_listening.prepare(settings, policy, os.environ, stale=stale)
 
 
 def open_host(settings: Settings, state: StateDirectory) -> HostParts:
@@ -231,7 +244,12 @@ class _Running:
         self._stop: asyncio.Event | None = None
 
     async def serve(
-        self, state: StateDirectory, parts: HostParts, policy: AccessPolicy, listeners: Sequence[Listener]
+        self,
+        state: StateDirectory,
+        parts: HostParts,
+        policy: AccessPolicy,
+        listeners: Sequence[Listener],
+        remote: Prepared | None,
     ) -> None:
         """Serves until SIGTERM or SIGINT."""
         stop = self._stop = asyncio.Event()
@@ -241,6 +259,8 @@ class _Running:
         assembly = Assembly(self._settings, state, parts, policy)
         loop.add_signal_handler(signal.SIGHUP, self._reload, assembly)
         await assembly.start()
+        if remote is not None:
+            remote.serve(assembly.server.gate, assembly.events)
         assembly.open(listeners)
         self._notifier.ready(assembly.status())
         gc.freeze()
@@ -267,6 +287,7 @@ class _Running:
         try:
             settings = self._reread()
             policy = policy_of(settings)
+            remote = None if assembly.server.gate.remote is None else remote_of(settings, policy)
         except SevError as error:
             log.error("configuration not reloaded, the old one stays: %s", error.message)
             self._notifier.ready(f"configuration not reloaded: {error.message}")
@@ -274,6 +295,8 @@ class _Running:
         applied, waiting = config.changed(self._settings, settings)
         logs.set_level(settings.log_level)
         assembly.reload(settings, policy)
+        if remote is not None:
+            remote.replace(assembly.server.gate)
         self._settings = settings
         log.info("configuration reloaded applied=%s", ",".join(applied) or "nothing")
         if waiting:

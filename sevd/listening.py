@@ -8,7 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sev.errors import UsageError
-from sevd.access.listeners import ADMIN, CLIENT, FD, MAX_PATH_BYTES, METRICS, MONITOR, Kind, Listener, bind, passed
+from sevd.access.listeners import (
+    ADMIN,
+    CLIENT,
+    FD,
+    MAX_PATH_BYTES,
+    METRICS,
+    MONITOR,
+    MTLS,
+    Kind,
+    Listener,
+    bind,
+    passed,
+)
 from sevd.access.policy import gid_of
 from sevd.config import Settings
 
@@ -23,7 +35,7 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
     """
     given = passed(environ)
     if given:
-        return _with_metrics(given, settings)
+        return _with_metrics(_with_remote(given, settings), settings)
     group = gid_of(settings.socket_group) if os.geteuid() == 0 and settings.socket_group else None
     wanted: list[tuple[Path | None, Kind]] = [
         (settings.socket, CLIENT),
@@ -48,7 +60,22 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
         for listener in out:
             listener.close()
         raise UsageError("no socket to listen on", field="socket", remedy="Name one with --socket.")
-    return _with_metrics(out, settings)
+    return _with_metrics(_with_remote(out, settings), settings)
+
+
+def _with_remote(listeners: list[Listener], settings: Settings) -> list[Listener]:
+    """The listeners, and that of remote callers: passed, configured, or none. Raises UsageError as `sockets`."""
+    if not settings.remote_listen or any(one.kind is MTLS for one in listeners):
+        return listeners
+    # Loaded where there are remote callers alone.
+    from sevd import remote_listening
+
+    try:
+        return [*listeners, remote_listening.listen(settings.remote_listen)]
+    except UsageError:
+        for listener in listeners:
+            listener.close()
+        raise
 
 
 def _with_metrics(listeners: list[Listener], settings: Settings) -> list[Listener]:

@@ -72,6 +72,13 @@ class Settings:
     audit_file: Path | None = None
     audit_file_bytes: int = 16 << 20
     audit_files: int = 4
+    remote_listen: str = ""
+    remote_certificate: Path | None = None
+    remote_key: Path | None = None
+    remote_client_ca: Path | None = None
+    remote_crl: Path | None = None
+    remote_handshake_seconds: int = 5
+    remote_handshakes: int = 256
     metrics_listen: str = ""
     tracing: bool = False
     journal_entries: int = 4096
@@ -206,6 +213,24 @@ SETTINGS: tuple[Setting, ...] = (
             "Records are lost when the last file goes.", "bytes", 4096),
     Setting("audit.files", "audit_files", "number", "Audit files kept.", "Records are lost when the last file goes.",
             "files", 1, 1000),
+    Setting("remote.listen", "remote_listen", "text", "Where callers from other machines are served: HOST:PORT, such "
+            "as 192.0.2.7:7443; empty: nowhere. systemd may pass a socket instead.",
+            "Whoever can reach the port can ask for handshakes; nobody gets in without a certificate that an "
+            "[[identity]] names."),
+    Setting("remote.certificate", "remote_certificate", "path", "PEM of the daemon's certificate, and those between it "
+            "and its authority.", "Callers trust whoever has its key.", live=True),
+    Setting("remote.key", "remote_key", "path", "PEM of its private key, for its owner alone (mode 0600); under "
+            "systemd the credential sevd-tls.key is taken instead.", "Who can read it can pass for this daemon.",
+            live=True),
+    Setting("remote.client_ca", "remote_client_ca", "path", "PEM of the authorities that issue callers' certificates.",
+            "They can pass for every caller.", live=True),
+    Setting("remote.crl", "remote_crl", "path", "PEM of their revocation lists, one for each that issues callers' "
+            "certificates; not set: none is asked for.", "Without lists a stolen certificate is good until it ends; "
+            "with one that is out of date nobody gets in.", live=True),
+    Setting("remote.handshake_seconds", "remote_handshake_seconds", "number", "How long a TLS handshake may take.",
+            "Too short refuses callers far away.", "s", 1, 60, live=True),
+    Setting("remote.handshakes", "remote_handshakes", "number", "TLS handshakes under way at once; beyond, the oldest "
+            "is ended.", "Each costs a descriptor and some memory.", "handshakes", 1, 4096, live=True),
     Setting("metrics.listen", "metrics_listen", "text", "Where Prometheus finds /metrics: an address and a port of the "
             "loopback interface, such as 127.0.0.1:9463; empty: nowhere. systemd may pass a socket instead.",
             "Everybody on this machine may read them there. They name no caller and no guest."),

@@ -105,6 +105,11 @@ class Gate:
         """Who takes connections from other machines; None: there is no listener for them."""
 
     @property
+    def audit(self) -> Audit:
+        """Where refusals are recorded."""
+        return self._audit
+
+    @property
     def policy(self) -> AccessPolicy:
         """The policy that holds now."""
         return self._policy
