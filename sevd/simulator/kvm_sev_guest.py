@@ -211,14 +211,14 @@ def debug(vm: Vm, process: Process, command: SevCmd, reply: Reply) -> None:
 
 
 def _read_guest(vm: Vm, process: Process, reply: Reply, source: int, target: int, size: int) -> None:
-    pin_page(process, target, size)
+    pin_page(vm, process, target, size, others=1)
     first = source - source % BLOCK
     process.memory.write(target, _clear(vm, process, reply, first, source + size)[source - first :][:size])
 
 
 def _write_guest(vm: Vm, process: Process, reply: Reply, source: int, target: int, size: int) -> None:
-    data = pin_page(process, source, size)
-    pin_page(process, target, size)
+    data = pin_page(vm, process, source, size)
+    pin_page(vm, process, target, size, others=1)
     first, end = target - target % BLOCK, target + size
     end += -end % BLOCK
     if (first, end) != (target, target + size):
@@ -232,7 +232,7 @@ def _write_guest(vm: Vm, process: Process, reply: Reply, source: int, target: in
 
 def _clear(vm: Vm, process: Process, reply: Reply, first: int, end: int) -> bytes:
     """Guest memory from `first` on, up to `end` and to a multiple of 16."""
-    sealed = pin_page(process, first, end - first + -(end - first) % BLOCK)
+    sealed = pin_page(vm, process, first, end - first + -(end - first) % BLOCK, others=1)
     location = process.memory.location(first)
     decrypt = vm.module.ccp.firmware.dbg_decrypt
     return ask(vm, process, reply, lambda: decrypt(vm.sev.handle, sealed, location, 0))

@@ -1,7 +1,9 @@
 """User memory of SEV and SEV-ES guests: pinning it, registering it, and blobs that go to the firmware.
 
 A page's physical address is the model's idea of one (`AddressSpace.location`), and what lies in one piece of a
-process's memory is physically contiguous. What is not modelled: RLIMIT_MEMLOCK of the caller; nothing here is locked.
+process's memory is physically contiguous. Nothing is really locked, but counted as locked: pages of registered regions
+for as long as they are registered, those of commands while they run, for each VM by itself. More than RLIMIT_MEMLOCK of
+the process that asks is refused, unless it has CAP_IPC_LOCK.
 
 Source: arch/x86/kvm/svm/sev.c, sev_pin_memory and sev_mem_enc_register_region.
 """
@@ -31,23 +33,34 @@ _U64 = 1 << 64
 _INT_MAX = (1 << 31) - 1
 
 
-def pin(vm: Vm, process: Process, address: int, size: int, *, write: bool = True) -> None:
-    """The pin rule for a range of user memory.
+def pin(vm: Vm, process: Process, address: int, size: int, *, write: bool = True) -> int:
+    """The pin rule for a range of user memory; answers its pages.
 
     Raises:
-        OSError: EINVAL: empty, past the end of addresses, or more than there can be; ENOMEM: not all of it is there.
+        OSError: EINVAL: empty, past the end of addresses, or more than there can be; ENOMEM: more than the process may
+            lock, or not all of it is there.
     """
     if not size or address + size >= _U64:
         fail(errno.EINVAL)
     pages = (address + size - 1) // PAGE - address // PAGE + 1
     if pages > _INT_MAX or (vm.module.ccp.era.pins_within_ram and pages > TOTAL_RAM // PAGE):
         fail(errno.EINVAL)
+    need_lockable(vm, process, pages)
     if process.memory.available(address, writable=write) < size:
+        fail(errno.ENOMEM)
+    return pages
+
+
+def need_lockable(vm: Vm, process: Process, pages: int) -> None:
+    """Raises OSError(ENOMEM) if so many pages more than are locked for the VM are too many for the process."""
+    most = process.lockable()
+    if most is not None and vm.sev.pages_locked + pages > most // PAGE:
         fail(errno.ENOMEM)
 
 
-def pin_page(process: Process, address: int, size: int) -> bytes:
-    """The content of a piece of a page that is pinned. Raises OSError(ENOMEM): it is not there."""
+def pin_page(vm: Vm, process: Process, address: int, size: int, *, others: int = 0) -> bytes:
+    """The content of a piece of a page that is pinned, while `others` are. Raises OSError(ENOMEM): it cannot be."""
+    need_lockable(vm, process, others + 1)
     try:
         return process.memory.read(address, size)
     except OSError:
@@ -79,9 +92,10 @@ def change_region(vm: Vm, process: Process, argument: int, *, add: bool) -> None
         fail(errno.ENOTTY)
     key = (region.addr, region.size_bytes)
     if add:
-        pin(vm, process, *key)
+        vm.sev.pages_locked += pin(vm, process, *key)
         vm.sev.regions.append(key)
     elif key in vm.sev.regions:
         vm.sev.regions.remove(key)
+        vm.sev.pages_locked -= (region.addr + region.size_bytes - 1) // PAGE - region.addr // PAGE + 1
     else:
         fail(errno.EINVAL)

@@ -75,7 +75,7 @@ def send_update_data(vm: Vm, process: Process, command: SevCmd, reply: Reply) ->
         fail(errno.EINVAL)
     if request.guest_uaddr % PAGE + request.guest_len > PAGE:
         fail(errno.EINVAL)
-    sealed = pin_page(process, request.guest_uaddr, request.guest_len)
+    sealed = pin_page(vm, process, request.guest_uaddr, request.guest_len)
     location = memory.location(request.guest_uaddr)
     if max(request.hdr_len, request.trans_len) > KMALLOC_MAX:
         fail(errno.ENOMEM)
@@ -110,7 +110,7 @@ def receive_update_data(vm: Vm, process: Process, command: SevCmd, reply: Reply)
         fail(errno.EINVAL)
     header = blob(process, request.hdr_uaddr, request.hdr_len)
     packet = blob(process, request.trans_uaddr, request.trans_len)
-    pin_page(process, request.guest_uaddr, request.guest_len)
+    pin_page(vm, process, request.guest_uaddr, request.guest_len)
     location = memory.location(request.guest_uaddr)
     update = vm.module.ccp.firmware.receive_update_data
     sealed = ask(vm, process, reply, lambda: update(vm.sev.handle, header, location, request.guest_len, packet))

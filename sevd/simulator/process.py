@@ -66,6 +66,7 @@ class Process:
     Args:
         devices: Devices by path: what opens them, given the flags of open(2).
         ended: Called once after `exit`.
+        memlock: Bytes of memory that it may lock; None: any number.
     """
 
     FIRST = 0
@@ -75,9 +76,14 @@ class Process:
     """Guest memory is made so that it can be handed to whoever stands behind this process."""
 
     def __init__(
-        self, devices: Mapping[str, Callable[[int], File]], ended: Callable[[Process], None] | None = None
+        self,
+        devices: Mapping[str, Callable[[int], File]],
+        ended: Callable[[Process], None] | None = None,
+        *,
+        memlock: int | None = None,
     ) -> None:
         self.memory: AddressSpace = AddressSpace()
+        self._memlock = memlock
         self._devices = devices
         self._ended = ended
         self._files: dict[int, File] = {}
@@ -135,6 +141,10 @@ class Process:
 
     def unmap(self, view: memoryview) -> None:
         """There is nothing to give back."""
+
+    def lockable(self) -> int | None:
+        """Bytes of memory that it may lock (RLIMIT_MEMLOCK); None: any number, as with CAP_IPC_LOCK."""
+        return self._memlock
 
     def discard(self, fd: int, offset: int, size: int) -> None:
         """fallocate(2) that frees whole pages of a guest_memfd. Raises OSError: EBADF; EINVAL; ENODEV: another file."""

@@ -21,6 +21,7 @@ from typing import NoReturn
 from sevd.simulator.address_space import AddressSpace
 from sevd.simulator.errnos import fail
 from sevd.simulator.process import File, Process
+from sevd.simulator.rlimit import lockable
 
 log = logging.getLogger(__name__)
 
@@ -259,6 +260,11 @@ class RemoteProcess(Process):
         self.memory: RemoteMemory = RemoteMemory(pid, pidfd, image)
         self._own = own
         self._known: dict[int, File] | None = None
+        self._lockable: int | None = None
+
+    def lockable(self) -> int | None:
+        """Bytes that it may lock, as it is now."""
+        return self._lockable if self._known is not None else lockable(self.pid)
 
     def take(self, fd: int) -> File:
         """The file behind a descriptor, the model's or the process's own, with a reference that the caller must drop.
@@ -281,8 +287,8 @@ class RemoteProcess(Process):
         return file
 
     def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
-        """The same ioctl again and again, as of `Process`; the caller waits, and what its own descriptors are is looked
-        up once."""
+        """As of `Process`; the caller waits: what its descriptors are, and how much it may lock, is looked up once."""
+        self._lockable = self.lockable()
         known: dict[int, File] = {}
         self._known = known
         try:

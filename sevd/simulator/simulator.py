@@ -109,8 +109,11 @@ class Simulator:
         firmware = Firmware.open(directory, product=line, version=version, seed=seed, progress=progress)
         return cls(firmware, line, kernel_era.ERAS[kernel_era_name], init_ex_path=init_ex_path, injected=injected)
 
-    def process(self) -> Process:
+    def process(self, *, memlock: int | None = None) -> Process:
         """A new simulated process.
+
+        Args:
+            memlock: Its RLIMIT_MEMLOCK in bytes, which counts for SEV and SEV-ES guests; None: it may lock any number.
 
         Raises:
             WrongState: The host was switched off.
@@ -118,7 +121,7 @@ class Simulator:
         with self._lock:
             if self._closed:
                 raise WrongState("the simulated host was switched off", metadata={"state": "closed", "allowed": ""})
-            process = Process(self.devices, self._processes.discard)
+            process = Process(self.devices, self._processes.discard, memlock=memlock)
             self._processes.add(process)
             return process
 

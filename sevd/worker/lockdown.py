@@ -2,7 +2,8 @@
 
 After `lock_down` the process cannot open or remove a file, open a socket, start a program or a process, trace or signal
 another one, mount, or change who it is; it holds no capability and can get none; it leaves no core. What is left is
-what a VM takes: ioctl, memory, threads, and the sockets that are open.
+what a VM takes: ioctl, memory, threads, and the sockets that are open. (One whose guest's memory is locked, and that
+could not do away with RLIMIT_MEMLOCK, keeps CAP_IPC_LOCK if it had that.)
 
 The end of the daemon is not its end: it is in a session of its own, and no signal comes with the daemon's death.
 """
@@ -34,6 +35,7 @@ _SYS_SECCOMP = 317
 _SYS_CAPSET = 126
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = 64
+_CAP_IPC_LOCK = 14
 
 _CLONE_THREAD = 0x10000
 
@@ -91,12 +93,23 @@ def settle(keep: int) -> None:
         os.setsid()
     with contextlib.suppress(PermissionError):  # an outer filter may refuse it; the unit has set it then
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _lock_memory()
 
 
-def lock_down(*, dumpable: bool) -> None:
+def _lock_memory() -> None:
+    """SEV locks a guest's memory, and counts it again once the capability to lock any amount is given up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for wanted in (resource.RLIM_INFINITY, hard):
+        with contextlib.suppress(OSError, ValueError):  # more than it has only root may have
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (wanted, wanted))
+            return
+
+
+def lock_down(*, dumpable: bool, locks_memory: bool = False) -> None:
     """Gives up everything that a guest does not need. Whatever is to be imported or opened was.
 
     Args:
+        locks_memory: Commands of the guest lock memory (SEV, SEV-ES), also while it is launched.
         dumpable: Others of the same user may look into the process. A simulator that is not root needs that; a guest
             that is protected, or stands for itself, does not.
 
@@ -112,7 +125,8 @@ def lock_down(*, dumpable: bool) -> None:
         os.dup2(null, standard)
     os.close(null)
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
-    _drop_capabilities()
+    limited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
+    _drop_capabilities(keep=1 << _CAP_IPC_LOCK if locks_memory and limited else 0)
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(dumpable))
     _install(bpf.allow_list(_ALLOWED.values(), conditions(os.getpid()), absent=[_CLONE3]))
 
@@ -130,13 +144,16 @@ def _load_the_rest() -> None:
     del linecache, traceback
 
 
-def _drop_capabilities() -> None:
-    """Empty sets: bounding, ambient, inheritable, permitted, effective."""
+def _drop_capabilities(*, keep: int = 0) -> None:
+    """Empty sets: bounding, ambient, inheritable, permitted, effective; of the last two what is to be kept, if held."""
     for capability in range(_CAPABILITIES):
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # needs CAP_SETPCAP; without any, nothing can be gained
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    keep &= _held()[1]
     header = ctypes.create_string_buffer(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), 8)
-    if _libc.syscall(_SYS_CAPSET, header, bytes(24)) and any(_held()):
+    low, high = keep & 0xFFFF_FFFF, keep >> 32
+    sets = struct.pack("<6I", low, low, 0, high, high, 0)
+    if _libc.syscall(_SYS_CAPSET, header, sets) and any(held & ~keep for held in _held()):
         raise KernelError(ctypes.get_errno(), command="capset")
 
 

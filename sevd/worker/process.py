@@ -13,7 +13,7 @@ import sys
 
 from sev.errors import SevError
 from sev.launch.vcpu import allow_interrupts
-from sevd.guests.model import GuestType
+from sevd.guests.model import LEGACY, GuestType
 from sevd.worker import lockdown, run_link, wire
 from sevd.worker.guest import WorkerGuest
 from sevd.worker.server import ORPHAN, Server
@@ -70,6 +70,7 @@ def compose(settings: dict[str, object], first: socket.socket, kernels: Kernels,
         server.run = lambda connection: run_link.start(connection, vcpus)
         server.stop = vcpus.close
         allow_interrupts()
-        lockdown.lock_down(dumpable=dumpable)
+        locks_memory = guest.card is not None and guest.card.request.type in LEGACY
+        lockdown.lock_down(dumpable=dumpable, locks_memory=locks_memory)
 
     return Server(guest, first, created)

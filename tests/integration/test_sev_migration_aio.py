@@ -19,6 +19,7 @@ from tests.support.daemon import Daemon, running
 
 FIRMWARE = sample_firmware(64 << 10)
 GPA = (4 << 30) - len(FIRMWARE)
+MEMORY = 4 << 20
 NOSEND = 0x8
 
 
@@ -39,7 +40,20 @@ def hosts(daemons_two: tuple[Daemon, Daemon]) -> Iterator[tuple[Host, Host]]:
 
 
 def launched(host: Host, policy: int = 0) -> str:
-    return host.launch_sev(FIRMWARE, memory_bytes=4 << 20, policy=policy).guest.guest_id
+    """A guest of 1040 pages, all of them its own."""
+    guest = host.create_guest(
+        guest_type="sev",
+        memory_bytes=MEMORY,
+        firmware_bytes=len(FIRMWARE),
+        vcpu_count=1,
+        cpuid_signature=0x830F10,
+    ).guest_id
+    host.load_memory(guest, [(GPA, FIRMWARE)])
+    host.start_launch(guest, policy=policy)
+    host.update_launch(guest, [(0, MEMORY, 1), (GPA, len(FIRMWARE), 1)])
+    host.measure_guest(guest)
+    host.finish_launch(guest)
+    return guest
 
 
 def moved(hosts: tuple[Host, Host], guest: str, trusted: SevRoots | None, **more: Any) -> Any:

@@ -8,7 +8,7 @@ import struct
 from functools import lru_cache
 
 from sev.abi import kvm, kvm_vcpu
-from sev.errors import NotOffered, UsageError
+from sev.errors import KernelError, NotOffered, UsageError
 from sev.launch import reset_state
 from sev.launch.memory import FOUR_GIB, LOW_RAM_END, PAGE, GuestMemory, Range
 from sev.launch.refusals import opening, refused
@@ -32,6 +32,10 @@ _REMEDIES = {
     kvm.VM_TYPE_SNP: "SNP guests need SEV-SNP enabled in the BIOS and in kvm_amd, and Linux 6.11 or later.",
 }
 """What to do where KVM does not make VMs of a type."""
+NO_LOCKED_MEMORY = (
+    "The memory of SEV and SEV-ES guests is locked, and what an update takes counts twice meanwhile: raise "
+    "RLIMIT_MEMLOCK (LimitMEMLOCK=infinity in the unit, ulimit -l unlimited), or give the process CAP_IPC_LOCK."
+)
 _X2APIC_LEAVES = (0xB, 0x1F, 0x80000026)
 
 
@@ -147,7 +151,12 @@ class Machine:
         """
         for slot in self._slots:
             region = kvm.EncRegion(slot.address, slot.range.size)
-            self._structure(self.vm_fd, kvm.KVM_MEMORY_ENCRYPT_REG_REGION, region, "KVM_MEMORY_ENCRYPT_REG_REGION")
+            try:
+                self._structure(self.vm_fd, kvm.KVM_MEMORY_ENCRYPT_REG_REGION, region, "KVM_MEMORY_ENCRYPT_REG_REGION")
+            except KernelError as error:
+                if error.errno == errno.ENOMEM:
+                    error.remedy = NO_LOCKED_MEMORY
+                raise
 
     def view(self, gpa: int, size: int) -> memoryview:
         """The shared view of guest memory. Raises UsageError if it is not inside one region."""

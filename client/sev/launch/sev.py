@@ -24,7 +24,7 @@ from sev.abi import kvm_sev_legacy as abi
 from sev.abi.legacy_report import SIZE as REPORT_SIZE
 from sev.errors import FirmwareError, InternalError, SevError, UsageError
 from sev.launch import commands
-from sev.launch.machine import PAGE, Machine
+from sev.launch.machine import NO_LOCKED_MEMORY, PAGE, Machine
 from sev.launch.owned import OwnedGuest, check_features
 
 TYPE_CHECKING = False
@@ -41,7 +41,7 @@ UPDATE_BYTES = 1 << 30
 
 _REMEDIES = {
     errno.ENOTTY: "This VM is no SEV guest, or this kernel has no SEV-ES.",
-    errno.ENOMEM: "SEV guests' memory is locked: raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity in the unit).",
+    errno.ENOMEM: NO_LOCKED_MEMORY,
 }
 _NODBG = (
     "The guest's policy has nodbg, and keeps it: launch it with a policy without (such as --policy 0, or es alone for "

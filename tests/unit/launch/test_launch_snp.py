@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -453,6 +453,9 @@ class Failing:
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
         self._count("ioctl")
         return self._process.ioctl(fd, request, argument)
+
+    def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+        return self._process.ioctls(fd, request, arguments)
 
     def map(self, fd: int, size: int) -> memoryview:
         return self._process.map(fd, size)

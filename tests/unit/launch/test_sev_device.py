@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -151,6 +151,9 @@ def test_a_kernel_that_answers_nonsense_lengths(process: Process) -> None:
             envelope = abi.IssueCmd.decode(process.memory.read(argument, 16))
             process.memory.write(envelope.data, abi.GetId2(0, 1 << 31).encode())
             return 0
+
+        def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
+            return process.ioctls(fd, request, arguments)
 
         def map(self, fd: int, size: int) -> memoryview:
             return process.map(fd, size)
