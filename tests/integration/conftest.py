@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.booted_fixtures import as_root, booted, system
 from tests.support.daemon import daemon, daemons
 from tests.support.running import copy_state, make_template
 
-__all__ = ["daemon", "daemons", "host_folder", "simulated_state"]
+__all__ = ["as_root", "booted", "daemon", "daemons", "host_folder", "simulated_state", "system"]
 
 
 @pytest.fixture(scope="session")

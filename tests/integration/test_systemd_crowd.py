@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,19 +14,6 @@ PATIENCE_SECONDS = 5.0
 """What a wait may be at most on whatever machine this runs; the figures are printed."""
 
 CLIENTS = (("sync", PYTHON), ("aio", PYTHON), ("sync", PYTHON), ("aio", PYTHON))
-
-
-@pytest.fixture(scope="module")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    """A system with the service installed."""
-    made = Booted(tmp_path_factory.mktemp("crowd"))
-    try:
-        made.run("sevd", "--install-units", "--plain-user")
-        made.run("systemd-sysusers")
-        made.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/sevd.conf")
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.long)])
