@@ -17,6 +17,8 @@ from sev.errors import SevError
 
 if TYPE_CHECKING:
     from sevd.endorsements import Endorsement, Endorsements, EndorsementSet
+    from sevd.endorsements.model import RefreshState
+    from sevd.endorsements.refresher import Refresher
     from sevd.endorsements.table_file import TableFile
 
 log = logging.getLogger(__name__)
@@ -25,14 +27,22 @@ log = logging.getLogger(__name__)
 class LateEndorsements:
     """What `sevd.endorsements.Endorsements` offers, for callers that may come before it is open."""
 
-    def __init__(self, make: Callable[[], Endorsements], table: TableFile | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Endorsements],
+        table: TableFile | None = None,
+        refresher: Callable[[Endorsements], Refresher] | None = None,
+    ) -> None:
         """
         Args:
             make: Makes the store, with the table. Runs on a thread.
             table: The certificate table's file; None for none.
+            refresher: Makes what keeps the store current, when it is open; None for nothing.
         """
         self._make = make
         self._table = table
+        self._make_refresher = refresher
+        self._refresher: Refresher | None = None
         self._opening: asyncio.Task[Endorsements] | None = None
 
     def start(self) -> None:
@@ -43,6 +53,25 @@ class LateEndorsements:
     async def current(self) -> EndorsementSet:
         """What fits this chip now."""
         return (await self._opened()).current()
+
+    async def refreshing(self) -> RefreshState:
+        """How it stands with keeping them current."""
+        await self._opened()
+        assert self._refresher is not None, "something keeps them current"
+        return self._refresher.state
+
+    async def renew(self) -> RefreshState:
+        """Looks at everything that is needed now, and asks for what is missing or due; answers what came of it."""
+        await self._opened()
+        assert self._refresher is not None, "something keeps them current"
+        return await self._refresher.refresh()
+
+    def ceks(self) -> list[bytes]:
+        """The signed CEKs that are kept; none before it is open. From any thread."""
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled() or opening.exception() is not None:
+            return []
+        return opening.result().ceks()
 
     async def import_(self, contents: list[bytes], *, validate_only: bool = False) -> Iterable[Endorsement]:
         """Checks and keeps certificates; answers those that were taken."""
@@ -79,6 +108,8 @@ class LateEndorsements:
 
     async def close(self) -> None:
         """Closes the table's file; an opening under way is given up."""
+        if self._refresher is not None:
+            await self._refresher.close()
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
@@ -105,7 +136,10 @@ class LateEndorsements:
                 await endorsements.settle()
             else:
                 endorsements.mark_stale(refused)
-            return endorsements
+        if self._make_refresher is not None:
+            self._refresher = self._make_refresher(endorsements)
+            self._refresher.start()
+        return endorsements
 
 
 def _report(opening: asyncio.Task[Endorsements]) -> None:

@@ -64,6 +64,53 @@ class EndorsementSet:
     simulated: bool
 
 
+class RefreshResult(IntEnum):
+    """How it stands with one thing that is needed."""
+
+    UNSPECIFIED = 0
+    AT_HAND = 1
+    FETCHED = 2
+    UNCHANGED = 3
+    FAILED = 4
+    WAITING = 5
+    MISSING = 6
+
+
+@record
+class Refreshed:
+    """One thing that is needed, and what the last refresh did about it.
+
+    Attributes:
+        what: "ca", "vcek", "vlek-ca", "vlek", "crl", "cek"; "offline": the directory of files.
+        result: AT_HAND: nothing was to do; FETCHED: it came; UNCHANGED: the service says that what is there is still
+            so; FAILED: it did not come; WAITING: it failed before, and is not asked for yet; MISSING: nobody is asked.
+        message: Of a failure: why.
+        next: When it is asked for next; None: not by itself.
+    """
+
+    what: str
+    result: RefreshResult
+    message: str = ""
+    next: datetime | None = None
+
+
+@record
+class RefreshState:
+    """How the refreshing does.
+
+    Attributes:
+        service: The key distribution service that is asked; empty for none.
+        last: When it was last looked at what is needed; None: not yet.
+        next: When something is asked for next; None: nothing is, by itself.
+        items: Each thing that is needed.
+    """
+
+    service: str = ""
+    last: datetime | None = None
+    next: datetime | None = None
+    items: tuple[Refreshed, ...] = ()
+
+
 class ChipIdentity(NamedTuple):
     """What certificates must fit: this chip, as it reports now.
 

@@ -150,6 +150,10 @@ class Endorsements:
             self._rebuild()
         return self._set
 
+    def look_again(self) -> None:
+        """Makes the set anew where the table does not change: lists are not in it."""
+        self._rebuild()
+
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Holds the table's write lock. Raises NotNow after a bounded wait, KernelError if there can be no lock."""

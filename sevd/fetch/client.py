@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         def fetch(self, question: Question) -> Reply:
             """What a service answers, whatever its status. Raises KdsUnavailable: there is no answer."""
 
+        def rest(self) -> None:
+            """Nothing is asked for a while: gives up what that costs."""
+
         def close(self) -> None:
             """Ends it; what is under way ends with KdsUnavailable."""
 
@@ -64,6 +67,11 @@ class _Connection:
             return Reply.of(answer)
         except MalformedInput as error:
             raise self._gone(f"it says something else: {error.message}") from None
+
+    def rest(self) -> None:
+        """Hangs up; the next question dials again."""
+        with self._lock:
+            self._hang_up()
 
     def close(self) -> None:
         """Hangs up, also under somebody who waits."""
@@ -122,17 +130,7 @@ class SocketFetcher(_Connection):
     """
 
     def __init__(self, path: Path) -> None:
-        def dial() -> socket.socket:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-            sock.settimeout(GRACE_SECONDS)
-            try:
-                sock.connect(os.fspath(path))
-            except OSError:
-                sock.close()
-                raise
-            return sock
-
-        super().__init__(dial, f"sevd-fetch at {path}")
+        super().__init__(lambda: _connected(path), f"sevd-fetch at {path}")
 
 
 class ChildFetcher(_Connection):
@@ -140,51 +138,60 @@ class ChildFetcher(_Connection):
 
     Args:
         options: Options of `sevd-fetch`: whom to ask, and how.
+        path: A socket where `sevd-fetch` may answer, which then is asked instead.
     """
 
-    def __init__(self, options: list[str]) -> None:
+    def __init__(self, options: list[str], path: Path | None = None) -> None:
+        self._options = options
+        self._path = path
         self._child: subprocess.Popen[bytes] | None = None
+        super().__init__(self._start, "the process that fetches")
 
-        def dial() -> socket.socket:
-            self._reap()
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                try:
-                    self._child = subprocess.Popen(  # noqa: S603 - this very interpreter, and options of ours
-                        [sys.executable, "-I", "-m", "sevd.fetch", "--serve", str(theirs.fileno()), *options],
-                        pass_fds=[theirs.fileno()],
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        env={name: text for name, text in os.environ.items() if name.lower() in _ENVIRONMENT},
-                        start_new_session=True,
-                    )
-                except OSError:
-                    ours.close()
-                    raise
-            return ours
-
-        super().__init__(dial, "the process that fetches")
+    def _start(self) -> socket.socket:
+        if self._path is not None and self._path.exists():
+            return _connected(self._path)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - this very interpreter, and options of ours
+                    [sys.executable, "-I", "-m", "sevd.fetch", "--serve", str(theirs.fileno()), *self._options],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env={name: text for name, text in os.environ.items() if name.lower() in _ENVIRONMENT},
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
+        return ours
 
     def _hang_up(self) -> None:
         super()._hang_up()
-        self._reap()
-
-    def _reap(self) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()  # it has nothing to lose
-        child.wait()
+        if child is not None:
+            child.kill()  # it has nothing to lose
+            child.wait()
+
+
+def _connected(path: Path) -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock.settimeout(GRACE_SECONDS)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def fetcher(settings: Settings) -> Fetcher:
-    """Who asks for a daemon with these settings: the socket where there is one, else a child."""
-    if settings.fetch_socket is not None and settings.fetch_socket.exists():
-        return SocketFetcher(settings.fetch_socket)
+    """Who asks for a daemon with these settings: whoever answers on the socket, else a child."""
     options = ["--kds", settings.kds, "--log-level", "warning"]
     for option, path in (("--kds-ca", settings.kds_ca), ("--kds-client", settings.kds_client)):
         if path is not None:
             options += [option, os.fspath(path)]
     if settings.kds_proxy:
         options += ["--proxy", settings.kds_proxy]
-    return ChildFetcher(options)
+    return ChildFetcher(options, settings.fetch_socket)

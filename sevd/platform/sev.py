@@ -77,7 +77,8 @@ class SevPlatform:
         device: The platform's device.
         events: Where to say what happened.
         occupancy: What must end before keys may go.
-        certificates: The CEK's signed certificate ("cek") and ASK and ARK ("authorities"), where the host has them.
+        certificates: Signed certificates of CEKs (names that begin with "cek"), and ASK and ARK ("authorities"), where
+            the host has them.
         simulated: The platform is a model.
         quiet: Shared with the launches: no guest is created while a command runs that no guest may meet.
         refresh: Looks again at what the host is.
@@ -335,10 +336,11 @@ class SevPlatform:
         if self._certificates is None:
             return b"", b""
         found = await asyncio.to_thread(self._certificates)
-        signed = found.get("cek", b"")
-        if not signed or SevCertificate.read(signed, "signed CEK").key != SevCertificate.read(cek, "CEK").key:
-            return b"", b""
-        return signed, found.get("authorities", b"")
+        key = SevCertificate.read(cek, "CEK").key
+        for name, signed in found.items():
+            if name.startswith("cek") and SevCertificate.read(signed, "signed CEK").key == key:
+                return signed, found.get("authorities", b"")
+        return b"", b""
 
 
 def _confirmed(command: str, confirm: bool) -> None:

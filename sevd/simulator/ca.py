@@ -151,24 +151,26 @@ class CertificateAuthority:
 
     def vcek_der(self, tcb: int) -> bytes:
         """The VCEK certificate of this chip for a TCB (`TcbVersion.raw`)."""
+        return self._leaf(f"vcek-{tcb:016x}", VCEK_YEARS, lambda now: self._vcek(tcb, self._chip.identifier, now))
+
+    def stranger_der(self, tcb: int) -> bytes:
+        """The VCEK of a chip that there is none of, with this chip's key: what a broken service might answer."""
+        other = bytes(octet ^ 0xFF for octet in self._chip.identifier)
+        return self._vcek(tcb, other, datetime.fromtimestamp(int(self._clock()), UTC))
+
+    def _vcek(self, tcb: int, identifier: bytes, now: datetime) -> bytes:
         version = TcbVersion.from_int(tcb, self._product)
-        key = self._chip.vcek(version.encode()).public_key()
-        hwid = self._chip.identifier[: self._product.chip_id_bytes]
-        extensions = x509.leaf_extensions(self._product, version.components(), hwid=hwid)
-
-        def issue(now: datetime) -> bytes:
-            return x509.certificate(
-                serial=0,
-                issuer=x509.name(f"SEV-{self._product.kds_name}"),
-                subject=x509.name("SEV-VCEK"),
-                not_before=now,
-                not_after=_years_later(now, VCEK_YEARS),
-                key=key,
-                extensions=extensions,
-                signer=self._key("ask"),
-            )
-
-        return self._leaf(f"vcek-{tcb:016x}", VCEK_YEARS, issue)
+        hwid = identifier[: self._product.chip_id_bytes]
+        return x509.certificate(
+            serial=0,
+            issuer=x509.name(f"SEV-{self._product.kds_name}"),
+            subject=x509.name("SEV-VCEK"),
+            not_before=now,
+            not_after=_years_later(now, VCEK_YEARS),
+            key=self._chip.vcek(version.encode()).public_key(),
+            extensions=x509.leaf_extensions(self._product, version.components(), hwid=hwid),
+            signer=self._key("ask"),
+        )
 
     def vlek_der(self, tcb: int) -> bytes:
         """The VLEK certificate of the simulated provider for a TCB (`TcbVersion.raw`)."""
@@ -212,20 +214,28 @@ class CertificateAuthority:
                     issued = datetime.fromtimestamp(int(name.split("-")[2].removesuffix(".der")), UTC)
                     if issued <= now < issued + timedelta(days=CRL_DAYS) - RENEW:
                         return self._cache[name]
-            signer = self._key("ark")
-            data = x509.revocation_list(
-                issuer=x509.ark_name(self._product),
-                authority=signer.public_key(),
-                number=self._crl_number + 1,
-                this_update=now,
-                next_update=now + timedelta(days=CRL_DAYS),
-                revoked=(),
-                signer=signer,
-            )
+            data = self._list(self._crl_number + 1, now)
             self._crl_number += 1
             old = [name for name in self._files if name.startswith("crl-")]
             self._replace(old, f"crl-{self._crl_number}-{int(now.timestamp())}.der", data, self._leaves)
             return data
+
+    def stale_crl_der(self) -> bytes:
+        """A list that ran out yesterday: what a service answers that has stood still."""
+        now = datetime.fromtimestamp(int(self._clock()), UTC)
+        return self._list(0, now - timedelta(days=CRL_DAYS + 1))
+
+    def _list(self, number: int, now: datetime) -> bytes:
+        signer = self._key("ark")
+        return x509.revocation_list(
+            issuer=x509.ark_name(self._product),
+            authority=signer.public_key(),
+            number=number,
+            this_update=now,
+            next_update=now + timedelta(days=CRL_DAYS),
+            revoked=(),
+            signer=signer,
+        )
 
     def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
         """A file that is made when it is first asked for, and kept for good."""

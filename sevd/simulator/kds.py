@@ -49,8 +49,9 @@ CONNECTION_SECONDS = 120.0
 HISTORY = 1000
 """Requests remembered."""
 
-THROTTLE, FAIL, SLOW, WRONG, GARBAGE, CUT = "throttle", "fail", "slow", "wrong", "garbage", "cut"
-FAULTS = (THROTTLE, FAIL, SLOW, WRONG, GARBAGE, CUT)
+THROTTLE, FAIL, SLOW, GARBAGE, CUT = "throttle", "fail", "slow", "garbage", "cut"
+TWISTS = (kds_answers.WRONG, kds_answers.STRANGER, kds_answers.STALE)
+FAULTS = (THROTTLE, FAIL, SLOW, GARBAGE, CUT, *TWISTS)
 
 _DELAY_MAX = 100.0
 SPEC_MAX = 200
@@ -62,7 +63,8 @@ class KdsFault:
 
     Attributes:
         kind: "throttle": 429, Retry-After; "fail": 500; "slow": the answer comes late; "wrong": the certificate of
-            another TCB; "garbage": bytes that are no certificate; "cut": half of the answer, then the end.
+            another TCB; "stranger": of another chip; "stale": a revocation list that ran out; "garbage": bytes that
+            are no certificate; "cut": half of the answer, then the end.
         seconds: What Retry-After says, or how late.
         times: Requests that meet it; 0: all until it is cleared.
         path: Start of the paths that meet it.
@@ -219,7 +221,8 @@ class KdsServer:
         if kind == FAIL:
             return Answer(500, b"internal error\n"), fault
         try:
-            answer = self._answers.answer(method, target, body, provider=provider, wrong=kind == WRONG)
+            twist = kind if kind in TWISTS else ""
+            answer = self._answers.answer(method, target, body, provider=provider, twist=twist)
         except SevError as error:
             log.warning("the KDS cannot answer %s: %s", target, error.message)
             return Answer(503, b"not available\n"), fault
@@ -341,10 +344,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(Answer(413, b"the content is too long, or its length is not said\n"), close=True)
             return
         answer, fault = self.server.service.respond(self.command, self.path, body, self._provider)
+        etag = answer.etag
+        if etag and self.headers.get("If-None-Match") == etag:
+            answer = Answer(304, b"", answer.kind)
         cut = fault is not None and fault.kind == CUT
         over = self._served >= REQUESTS_MAX
         retry = fault.seconds if fault is not None and fault.kind == THROTTLE else None
-        self._send(answer, close=cut or over, cut=cut, retry=retry)
+        self._send(answer, close=cut or over, cut=cut, retry=retry, etag=etag)
 
     def _body(self) -> bytes | None:
         """The content of a request; None if it is too long, or of no known length."""
@@ -354,10 +360,15 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(text)
         return self.rfile.read(length) if length <= kds_answers.BODY_MAX else None
 
-    def _send(self, answer: Answer, *, close: bool, cut: bool = False, retry: float | None = None) -> None:
+    def _send(
+        self, answer: Answer, *, close: bool, cut: bool = False, retry: float | None = None, etag: str = ""
+    ) -> None:
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.kind)
-        self.send_header("Content-Length", str(len(answer.body)))
+        if answer.status != 304:
+            self.send_header("Content-Length", str(len(answer.body)))
+        if etag:
+            self.send_header("ETag", etag)
         if retry is not None:
             self.send_header("Retry-After", f"{retry:.0f}")
         if close:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -42,6 +43,9 @@ SPL_NAMES = {"fmc": "fmcSPL", "bootloader": "blSPL", "tee": "teeSPL", "snp": "sn
 
 DER, PEM, JSON, TEXT = "application/octet-stream", "application/x-pem-file", "application/json", "text/plain"
 
+WRONG, STRANGER, STALE = "wrong", "stranger", "stale"
+"""A certificate of another TCB; of another chip; a list that ran out."""
+
 _DECIMAL = re.compile(r"[0-9]{1,3}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 
@@ -54,11 +58,18 @@ class Answer:
         status: HTTP status.
         body: Its content.
         kind: Content type.
+        lasts: It stays the same for long: clients may ask whether it still does (ETag).
     """
 
     status: int
     body: bytes
     kind: str = TEXT
+    lasts: bool = False
+
+    @property
+    def etag(self) -> str:
+        """A validator of what lasts; empty for anything else."""
+        return f'"{sha256(self.body).hexdigest()[:32]}"' if self.lasts and self.status == 200 else ""
 
 
 class Refused(Exception):
@@ -80,9 +91,7 @@ class KdsAnswers:
         self._firmware = firmware
         self._product = firmware.product
 
-    def answer(
-        self, method: str, target: str, body: bytes = b"", *, provider: bool = False, wrong: bool = False
-    ) -> Answer:
+    def answer(self, method: str, target: str, body: bytes = b"", *, provider: bool = False, twist: str = "") -> Answer:
         """The response to a request; every refusal is one too.
 
         Args:
@@ -90,7 +99,7 @@ class KdsAnswers:
             target: Path and query.
             body: Content, at most BODY_MAX bytes.
             provider: The client proved to be a provider.
-            wrong: Answer certificates of a TCB with the certificate of another one.
+            twist: What is not as it should be: WRONG, STRANGER, STALE; empty for nothing.
         """
         method = "GET" if method == "HEAD" else method
         try:
@@ -106,34 +115,35 @@ class KdsAnswers:
                 raise Refused(404, "no such path")
             if parts[3] != self._product.kds_name or not self._product.has_snp:
                 raise Refused(404, f"no such product here; this chip is a {self._product.kds_name}")
-            return self._of_product(method, parts[1], parts[4], query, body, provider, wrong)
+            return self._of_product(method, parts[1], parts[4], query, body, provider, twist)
         except Refused as refused:
             return refused.answer
 
     def _of_product(
-        self, method: str, key: str, what: str, query: str, body: bytes, provider: bool, wrong: bool
+        self, method: str, key: str, what: str, query: str, body: bytes, provider: bool, twist: str
     ) -> Answer:
         ca = self._firmware.ca
         if what == "cert_chain":
             self._need(method, "GET")
             middle = ca.ask_der() if key == "vcek" else ca.asvk_der()
-            return Answer(200, pem(middle) + pem(ca.ark_der()), PEM)
+            return Answer(200, pem(middle) + pem(ca.ark_der()), PEM, lasts=True)
         if what == "crl":
             self._need(method, "GET")
-            return Answer(200, ca.crl_der(), DER)
+            return Answer(200, ca.stale_crl_der() if twist == STALE else ca.crl_der(), DER, lasts=True)
         if key == "vcek":
             self._need(method, "GET")
             self._check_chip(what)
-            return Answer(200, ca.vcek_der(self._tcb(query, wrong)), DER)
+            issue = ca.stranger_der if twist == STRANGER else ca.vcek_der
+            return Answer(200, issue(self._tcb(query, twist)), DER)
         if what not in ("cert", "hash_sticks"):
             raise Refused(404, "no such path")
         if not provider:
             raise Refused(403, "for cloud providers only: show a client certificate")
         if what == "cert":
             self._need(method, "GET")
-            return Answer(200, ca.vlek_der(self._tcb(query, wrong)), DER)
+            return Answer(200, ca.vlek_der(self._tcb(query, twist)), DER)
         self._need(method, "POST")
-        return self._sticks(self._tcb(query, wrong), body)
+        return self._sticks(self._tcb(query, twist), body)
 
     def _cek(self, method: str, identifier: str) -> Answer:
         self._need(method, "GET")
@@ -167,7 +177,7 @@ class KdsAnswers:
         own = identifier[: self._product.chip_id_bytes].hex()
         return text.lower() in ((own, identifier.hex()) if padded else (own,))
 
-    def _tcb(self, query: str, wrong: bool) -> int:
+    def _tcb(self, query: str, twist: str) -> int:
         names = {SPL_NAMES[component]: component for component in self._product.components}
         found: dict[str, int] = {}
         for pair in query.split("&") if query else ():
@@ -182,7 +192,7 @@ class KdsAnswers:
         missing = [name for name, component in names.items() if component not in found]
         if missing:
             raise Refused(400, f"missing: {', '.join(missing)}")
-        if wrong:
+        if twist == WRONG:
             found["snp"] ^= 1
         return TcbVersion.of(self._product, **found).raw
 

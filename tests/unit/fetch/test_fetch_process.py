@@ -218,8 +218,20 @@ def test_mistakes_are_said() -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_which_way_suits(tmp_path: Path) -> None:
-    settings = Settings(kds="https://kds.example", fetch_socket=tmp_path / "fetch.sock")
-    assert isinstance(fetcher(settings), ChildFetcher)
-    (tmp_path / "fetch.sock").touch()
-    assert isinstance(fetcher(settings), SocketFetcher)
+def test_whoever_answers_on_the_socket_is_asked_else_a_child(kds: Kds, tmp_path: Path) -> None:
+    kds.answers = [send(200)]
+    asker = fetcher(Settings(kds=kds.url, fetch_socket=tmp_path / "fetch.sock"))
+    assert isinstance(asker, ChildFetcher)
+    try:
+        assert asker.fetch(Question(kds.url + PATH)).status == 200
+        assert asker._child is not None
+        asker.rest()
+        process, _ = by_socket(tmp_path, "--kds", kds.url)
+        try:
+            assert asker.fetch(Question(kds.url + PATH)).status == 200
+            assert asker._child is None
+        finally:
+            process.kill()
+            process.communicate()
+    finally:
+        asker.close()
