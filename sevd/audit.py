@@ -77,8 +77,9 @@ class Record:
     def sentence(self) -> str:
         """The record for people."""
         facts, who = self.facts, self.facts.get("caller")
-        owner = who.get("owner") if isinstance(who, dict) else None
-        words = [owner or "somebody", facts.get("method") or f"connection to {facts.get('socket', '')}"]
+        caller = who if isinstance(who, dict) else {}
+        owner = caller.get("owner") or (f"somebody at {caller['address']}" if "address" in caller else "somebody")
+        words = [owner, facts.get("method") or f"connection to {facts.get('socket', '')}"]
         if facts.get("what") == "trail":
             words = ["audit trail"]
         if facts.get("target"):

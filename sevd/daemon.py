@@ -265,7 +265,7 @@ class _Running:
         self._notifier.ready(assembly.status())
         gc.freeze()
         gc.enable()
-        where = " ".join(f"{one.kind.name}={one.path or 'systemd'}" for one in listeners)
+        where = " ".join(f"{one.kind.name}={one.where()}" for one in listeners)
         log.info("ready version=%s %s: %s", __version__, where, assembly.status())
         if parts.simulated:
             log.warning("SIMULATED: nothing on this host is protected")

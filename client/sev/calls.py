@@ -39,6 +39,9 @@ CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 CLOSED_PROBES = 3
 """So many connections in a row that are closed at once mean that the daemon does not admit this caller."""
 
+HEAR_SECONDS = 1.0
+"""How often a remote daemon that does not answer is asked why; it records each time."""
+
 READ_SECONDS = 10.0
 """What a read that reaches the firmware may take beyond the connection's timeout."""
 
@@ -207,6 +210,7 @@ class Attempts:
         self._until = now + timeout
         self._seen = seen
         self._closed = 0
+        self._heard = now - HEAR_SECONDS
         self.request_id = call.request_id or name or _fresh()
 
     @property
@@ -239,6 +243,12 @@ class Attempts:
             return RECONNECT_SECONDS
         if failure.code != "UNAVAILABLE":
             raise error
+        if self._target.remote and now >= self._heard + HEAR_SECONDS:
+            self._heard = now
+            refused = self._target.tls_refusal()
+            if refused is not None:
+                refused.request_id = refused.request_id or self._call.request_id
+                raise refused
         number = self._target.probe()
         # Once may be a daemon that stops; a daemon that lives and closes again and again does not admit this caller.
         self._closed = self._closed + 1 if number == ECONNABORTED else 0

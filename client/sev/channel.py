@@ -56,6 +56,10 @@ def credentials(
         )
     import grpc
 
+    from sev.target import ClientFiles, endpoint
+
+    endpoint(target.address)
+    target.files = ClientFiles(tls_cert or "", tls_key or "", tls_ca or "")
     contents = {option: _pem(option, path or "") for option, path in given.items()}
     return grpc.ssl_channel_credentials(contents["--tls-ca"], contents["--tls-key"], contents["--tls-cert"])
 

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sev.errors import SevError
+
 MAX_PATH = 107
 """Bytes of a Unix socket path, without the terminating zero."""
 
@@ -25,6 +27,17 @@ SYSTEM_DIRECTORY = "/run/sevd"
 """Where the installed service has its sockets."""
 
 
+class ClientFiles:
+    """Paths of a client's PEM files for TLS: its certificate, its key, and the authorities that it trusts."""
+
+    __slots__ = ("ca", "certificate", "key")
+
+    def __init__(self, certificate: str, key: str, ca: str) -> None:
+        self.certificate = certificate
+        self.key = key
+        self.ca = ca
+
+
 class Target:
     """One daemon to dial.
 
@@ -33,15 +46,17 @@ class Target:
         path: Path of the Unix socket; None for abstract and remote targets.
         why: Where the choice came from, in words: for `-v` and for errors.
         remote: True if the connection leaves this machine and needs TLS.
+        files: The client's certificate, key and authorities for that; None before they are known.
     """
 
-    __slots__ = ("address", "path", "remote", "why")
+    __slots__ = ("address", "files", "path", "remote", "why")
 
     def __init__(self, address: str, path: str | None, why: str, *, remote: bool = False) -> None:
         self.address = address
         self.path = path
         self.why = why
         self.remote = remote
+        self.files: ClientFiles | None = None
 
     def __repr__(self) -> str:
         return f"<Target {self.address} ({self.why})>"
@@ -68,6 +83,14 @@ class Target:
                 return 0
             except OSError:
                 return errno.ECONNABORTED
+
+    def tls_refusal(self) -> SevError | None:
+        """Why a remote daemon does not let this client in, heard from a connection of our own; None if it might yet."""
+        if self.files is None:
+            return None
+        from sev.tls_probe import refusal
+
+        return refusal(self.address, self.files)
 
     def refusal(self, number: int) -> Unreachable | NotPermitted | None:
         """The error that an errno of `probe` means for good; None if waiting may help (refused, backlog full)."""
@@ -124,6 +147,19 @@ def parse(text: str, why: str) -> Target:
             remedy="Give a path, unix:PATH or dns:HOST:PORT.",
         )
     return _path(text, why)
+
+
+def endpoint(address: str) -> tuple[str, int]:
+    """Host and port of a remote target.
+
+    Raises:
+        UsageError: There is no port in it.
+    """
+    _, _, rest = address.partition(":")
+    host, colon, port = rest.rpartition("/")[2].rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{address}: expected dns:HOST:PORT", field="socket")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _path(path: str, why: str) -> Target:

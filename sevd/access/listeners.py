@@ -81,6 +81,15 @@ class Listener:
     path: Path | None = None
     inode: tuple[int, int] | None = None
 
+    def where(self) -> str:
+        """Its path or its address, for people."""
+        if self.path is not None:
+            return str(self.path)
+        if self.kind.remote:
+            host, port, *_ = self.socket.getsockname()
+            return f"{host}:{port}"
+        return "systemd"
+
     def close(self) -> None:
         """Closes the socket; removes the path if it is still this socket's own."""
         self.socket.close()

@@ -7,7 +7,6 @@ push everybody else's records out of it. What is left out is counted, and the co
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,6 @@ PER_ADDRESS = 20
 
 IN_ALL = 200
 """Records within that time."""
-
-log = logging.getLogger(__name__)
 
 
 class RemoteRefusals:
@@ -59,9 +56,6 @@ class RemoteRefusals:
         self._recorded += 1
         self._counts[host] = self._counts.get(host, 0) + 1
         self._audit.connection_refused(socket, None, error, names=names, address=address, certificate=certificate or {})
-        log.warning(
-            "connection refused socket=%s address=%s reason=%s: %s", socket, address, error.reason, error.message
-        )
 
     def close(self) -> None:
         """Records what was left out so far."""
