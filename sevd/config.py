@@ -174,6 +174,13 @@ def _value(setting: Setting, value: object, source: str) -> object:
         return tuple(value)
     if not isinstance(value, str) or "\0" in value:
         raise UsageError(f"{where} is {value!r}, expected a text", field=setting.name)
+    if setting.kind == "tcb" and value:
+        from sevd.platform.desired import parse_tcb
+
+        try:
+            parse_tcb(value)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error.message}", field=setting.name) from None
     if setting.kind == "path":
         if not os.path.isabs(value):
             raise UsageError(f"{where} is {value!r}, expected an absolute path", field=setting.name)

@@ -86,7 +86,7 @@ def _values(setting: Setting) -> str:
 
 def _unset(setting: Setting) -> str:
     """Some value for a setting that has no default."""
-    return {"path": '"/some/directory"', "number": str(setting.least)}[setting.kind] + "  # not set"
+    return {"path": '"/some/directory"', "number": str(setting.least), "switch": "false"}[setting.kind] + "  # not set"
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ class Settings:
     guest_memory_per_identity: int = 64 << 30
     vcpus_per_guest: int = 512
     watches_per_identity: int = 32
+    wanted_tcb: str = ""
+    wanted_mask_chip_id: bool | None = None
+    wanted_mask_chip_key: bool | None = None
+    wanted_vlek: Path | None = None
     certificate_table: Path | None = None
     table_wait_seconds: int = 5
     kds: str = KDS_AUTO
@@ -93,7 +97,7 @@ class Setting:
     Attributes:
         name: Table and key in the file.
         attribute: Attribute of `Settings`.
-        kind: "path", "text", "texts", "number" or "switch".
+        kind: "path", "text", "texts", "number", "switch" or "tcb".
         meaning: What it does.
         unit: Unit of a number; empty otherwise.
         risk: What goes wrong with a bad value.
@@ -179,6 +183,16 @@ SETTINGS: tuple[Setting, ...] = (
             live=True),
     Setting("limits.watches_per_identity", "watches_per_identity", "number", "Watch streams of one identity.",
             _PER, "streams", 1, 1 << 16, live=True),
+    Setting("platform.reported_tcb", "wanted_tcb", "tcb", "The reported TCB that the daemon sets at start and after "
+            "firmware events: \"committed\", components such as \"snp=23\", \"BOOTLOADER TEE SNP MICROCODE [FMC]\" or "
+            "16 hexadecimal digits; empty: none.", "It selects the VCEK: without its certificate guests get none.",
+            live=True),
+    Setting("platform.mask_chip_id", "wanted_mask_chip_id", "switch", "Whether CHIP_ID in reports is to be zero; not "
+            "named: as it is.", "Masked, verifiers cannot tell the machine; shown, guests can.", live=True),
+    Setting("platform.mask_chip_key", "wanted_mask_chip_key", "switch", "Whether the VCEK is to be forbidden; not "
+            "named: as it is.", "Without a VLEK reports then have no signature.", live=True),
+    Setting("platform.vlek", "wanted_vlek", "path", "File of the wrapped VLEK hash stick (432 bytes) that is to be "
+            "loaded.", "It is for one chip and one reported TCB; another is not loaded.", live=True),
     Setting("endorsements.certificate_table", "certificate_table", "path", "The certificate table that VMMs hand to "
             "guests.", "VMMs read it under a lock; on a file system without OFD locks it cannot be kept."),
     Setting("endorsements.table_wait_seconds", "table_wait_seconds", "number", "How long a change of the platform "

@@ -60,3 +60,7 @@ class Caller:
     def may_see(self, owner: str) -> bool:
         """Whether what belongs to this owner exists for this caller: its own things, and for an admin everything."""
         return self.role >= Role.ADMIN or self.owner == owner
+
+
+DAEMON = Caller("daemon", Role.ADMIN, "daemon")
+"""The daemon itself, in records of what it does unasked. Nobody can connect as it: no policy knows the name."""

@@ -53,6 +53,9 @@ class SnpPlatform:
         vlek: Remembers which VLEK is loaded, which the firmware does not tell.
         firmware_update: Has the firmware replaced by another version (version, TCB or "", commit): only a simulated
             platform can. Runs on the worker.
+
+    Attributes:
+        last: The status for which certificates were last asked for, or what a watcher saw later.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class SnpPlatform:
         self._changed = changed
         self._vlek = vlek or VlekMemory()
         self._firmware_update = firmware_update
+        self.last: SnpStatusView | None = None
 
     async def status(self) -> SnpStatusView:
         """SNP_PLATFORM_STATUS, decoded.
@@ -93,18 +97,12 @@ class SnpPlatform:
         """What certificates must fit. Raises as `status`."""
         product = self._snp_product()
 
-        def read(device: SevDevice) -> ChipIdentity:
-            status = self._read(device)
-            return ChipIdentity(
-                product,
-                device.get_id()[: product.chip_id_bytes],
-                status.reported_tcb,
-                status.vlek_loaded,
-                status.vlek.tcb if status.vlek is not None else None,
-                status.mask_chip_key,
-            )
+        def read(device: SevDevice) -> tuple[SnpStatusView, bytes]:
+            return self._read(device), device.get_id()[: product.chip_id_bytes]
 
-        return await self._device.ask(read)
+        self.last, chip_id = status, _ = await self._device.ask(read)
+        vlek_tcb = status.vlek.tcb if status.vlek is not None else None
+        return ChipIdentity(product, chip_id, status.reported_tcb, status.vlek_loaded, vlek_tcb, status.mask_chip_key)
 
     async def commit(self, confirm: bool, *, validate_only: bool = False) -> SnpStatusView:
         """SNP_COMMIT: COMMITTED becomes CURRENT, for ever; the configured reported TCB is forgotten.
@@ -305,7 +303,7 @@ class SnpPlatform:
     ) -> SnpStatusView:
         async with self._undisturbed(needs_quiet):
             # Once the command is issued, whoever asked for it may be gone: the table is made to fit all the same.
-            status = await self._device.ask(issue, work)
+            self.last = status = await self._device.ask(issue, work)
         self._changed()
         self._events.publish(kind, message, details={"reported_tcb": f"{status.reported_tcb.raw:016x}"})
         return status

@@ -30,6 +30,7 @@ from sevd.events import Event, Events
 from sevd.platform import PlatformDevice, SnpPlatform, SnpState
 from sevd.simulator import Simulator
 from sevd.simulator.firmware_status import FirmwareStatus
+from sevd.simulator.firmware_update import update
 from tests.support.simulated import simulated_host
 
 
@@ -64,6 +65,7 @@ class Rig:
             table=self.table,
             quiet=quiet,
             changed=self._changed,
+            firmware_update=lambda version, tcb, commit: update(simulator, version, tcb, commit=commit),
         )
         self.path = folder / "certs.bin"
 
