@@ -51,11 +51,13 @@ class Pauses:
         told = error.retry_after if isinstance(error, KdsUnavailable) else None
         pause = self._pauses.setdefault(SERVICE if self.of_service(error) else key, _Pause())
         pause.failures += 1
-        length = min(self._first * 2.0 ** min(pause.failures - 1, 30), LONGEST)
-        length *= 0.5 + 0.5 * self._jitter()
+        doubled = 2.0 ** min(pause.failures - 1, 30)
         pause.told = told is not None
-        if told is not None:
-            length = max(told * (1.0 + 0.1 * self._jitter()), length)
+        if told is None:
+            length = min(self._first * doubled, LONGEST) * (0.5 + 0.5 * self._jitter())
+        else:
+            # Its word counts; one that keeps saying so is given more time than it asks for.
+            length = max(told, min(told * doubled, LONGEST)) * (1.0 + 0.1 * self._jitter())
         pause.until = self._clock() + length
 
     def worked(self, key: str) -> None:

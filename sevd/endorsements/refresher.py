@@ -111,9 +111,10 @@ class Refresher:
         """Begins."""
         self._task = asyncio.create_task(self._run())
 
-    def wake(self) -> None:
-        """Another chip, TCB or set: there may be something to do that no earlier failure is about."""
-        self._pauses.hasten()
+    def wake(self, moved: bool = True) -> None:
+        """Something is other than before; with `moved` so that no earlier failure says anything about what to do."""
+        if moved:
+            self._pauses.hasten()
         self._woken.set()
 
     async def refresh(self) -> RefreshState:
@@ -174,7 +175,7 @@ class Refresher:
             await asyncio.to_thread(self._kds.rest)
         if table or set(fetched) - {needs.CRL, needs.CEK}:
             await self._write_table()
-        elif fetched:
+        elif any(item.result in (RefreshResult.FETCHED, RefreshResult.UNCHANGED) for item in items):
             self._endorsements.look_again()
         self._tell(fetched)
         # What is due may have changed with what came.

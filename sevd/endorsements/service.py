@@ -60,7 +60,7 @@ class Endorsements:
         version: Counts up whenever `current` answers something new.
         stale: The table could not be made to fit; it is empty, or what readers held on to.
         roots: The trusted roots.
-        changed: Called whenever another chip or TCB is reported, or the set has changed.
+        changed: Called whenever the set has changed, or, with True, another chip or TCB is reported.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Endorsements:
         self._lock = asyncio.Lock()
         self.version = 0
         self.stale = False
-        self.changed: Callable[[], None] = lambda: None
+        self.changed: Callable[[bool], None] = lambda moved: None
         self._set = EndorsementSet((), cert_table.build(()), ("The platform was not asked yet.",), simulated)
 
     async def open(self, identity: ChipIdentity | None) -> EndorsementSet:
@@ -231,7 +231,7 @@ class Endorsements:
                         self._table.clear()
                 raise
         if moved:
-            self.changed()
+            self.changed(True)
         return self._set
 
     async def import_(self, contents: Sequence[bytes], *, validate_only: bool = False) -> tuple[Endorsement, ...]:
@@ -359,7 +359,7 @@ class Endorsements:
         if fresh != self._set:
             self._set = fresh
             self.version += 1
-            self.changed()
+            self.changed(False)
 
     def _set_aside(self, sentence: str) -> None:
         log.warning("%s", sentence)

@@ -225,15 +225,15 @@ async def test_what_was_taken_and_until_when_is_told(tmp_path: Path) -> None:
 
 async def test_who_listens_hears_of_another_tcb_and_another_set(tmp_path: Path) -> None:
     kept = await Kept(tmp_path).opened()
-    heard: list[ChipIdentity | None] = []
-    kept.it.changed = lambda: heard.append(kept.it.identity)
+    heard: list[tuple[bool, ChipIdentity | None]] = []
+    kept.it.changed = lambda moved: heard.append((moved, kept.it.identity))
     await kept.it.renew(identity())
     assert heard == []
     await kept.it.renew(identity(snp=2))
-    assert heard[-1] == identity(snp=2)
+    assert heard[-1] == (True, identity(snp=2))
     heard.clear()
     await kept.it.import_([CHAIN])
-    assert heard == [identity(snp=2)]
+    assert heard == [(False, identity(snp=2))]
 
 
 async def test_certificates_that_run_out_go(tmp_path: Path) -> None:
