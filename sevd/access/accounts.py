@@ -53,12 +53,16 @@ class Account:
         connections: Open connections.
         calls: Calls in flight.
         held: Bytes of requests that were received and are not done with.
+        debt: Seconds of the event loop that it has cost and not paid for (sevd.access.turns).
+        paid_at: When it was last reckoned up.
     """
 
     owner: str
     connections: int = 0
     calls: int = 0
     held: int = 0
+    debt: float = 0.0
+    paid_at: float = 0.0
 
     def admit_connection(self, caller: Caller, limits: GateLimits) -> None:
         """Counts a connection in. Raises LimitReached."""

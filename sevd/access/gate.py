@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING
 from sev.errors import LimitReached, NotPermitted, SevError
 from sev.records import mutable_record
 from sevd.access.accounts import Account, Accounts, GateLimits
+from sevd.access.greeting import Greeting
 from sevd.access.identity import Caller
+from sevd.access.inbound import Inbound
 from sevd.access.listeners import Listener
 from sevd.access.peer import Peer, peer_of
 from sevd.access.policy import AccessPolicy
 from sevd.access.relay import End, Relay
+from sevd.access.turns import Turns
 from sevd.audit import Audit
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ class Connection:
         peer: The process as the kernel told, or the certificate as TLS verified it.
         listener: The socket that it came through.
         account: What its identity uses.
-        relay: The bytes' way to the server; None once it has ended.
+        relay: The bytes' way to the server, or the wait for the first ones; None once it has ended.
         calls: Its calls in flight.
         held: Bytes of its requests that were received and are not done with.
     """
@@ -68,7 +71,7 @@ class Connection:
     peer: Peer | RemotePeer
     listener: Listener
     account: Account
-    relay: Relay | None = None
+    relay: Relay | Greeting | None = None
     calls: int = 0
     held: int = 0
 
@@ -97,6 +100,8 @@ class Gate:
         self._listeners: list[Listener] = []
         self.accounts = Accounts()
         """What each identity uses."""
+        self.turns = Turns()
+        """Whose turn it is."""
         self._empty = asyncio.Event()
         self._empty.set()
         self.connections: dict[str, Connection] = {}
@@ -239,10 +244,19 @@ class Gate:
         # Known before the first byte can reach the server.
         self.connections[connection.name] = connection
         self._empty.clear()
-        self._join(connection, client, name, self._loop.time() + DIAL_SECONDS)
+
+        def greeted(first: bytes) -> None:
+            self._join(connection, client, name, first, self._loop.time() + DIAL_SECONDS)
+
+        def lost(why: str) -> None:
+            if why:
+                log.info("connection let go socket=%s %s: %s", listener.kind.name, caller.text, why)
+            self._ended(connection)
+
+        connection.relay = Greeting(self._loop, client, greeted, lost)
         return connection.name
 
-    def _join(self, connection: Connection, client: End, name: str, deadline: float) -> None:
+    def _join(self, connection: Connection, client: End, name: str, first: bytes, deadline: float) -> None:
         """Dials the server and starts the relay; tries again while the server's own queue is full."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -251,13 +265,20 @@ class Gate:
         except OSError as error:
             server.close()
             if isinstance(error, BlockingIOError) and self._loop.time() < deadline and self._listeners:
-                self._loop.call_later(DIAL_PAUSE_SECONDS, self._join, connection, client, name, deadline)
+                self._loop.call_later(DIAL_PAUSE_SECONDS, self._join, connection, client, name, first, deadline)
                 return
             log.error("the server cannot be reached: %s", os.strerror(error.errno or 0))
             client.close()
             self._ended(connection)
             return
-        connection.relay = Relay(self._loop, client, server, lambda: self._ended(connection))
+
+        def inbound(relay: Relay) -> Inbound:
+            return Inbound(self._loop, client, server, relay, first=first, turns=self.turns, holder=connection)
+
+        # An end while it is made finds the connection as it was.
+        relay = Relay(self._loop, client, server, lambda: self._ended(connection), inbound)
+        if connection.name in self.connections:
+            connection.relay = relay
 
     def _caller(self, listener: Listener, peer: Peer) -> Caller:
         caller = self._policy.caller(peer, floor=listener.kind.floor, ceiling=listener.kind.ceiling)

@@ -70,6 +70,19 @@ class End(Protocol):
         """Closes it."""
 
 
+class Direction(Protocol):
+    """One of the two.
+
+    Attributes:
+        ended: It has forwarded its end.
+    """
+
+    ended: bool
+
+    def release(self) -> None:
+        """Stops listening."""
+
+
 class Relay:
     """Two directions between two sockets."""
 
@@ -81,10 +94,12 @@ class Relay:
         left: End,
         right: socket.socket,
         on_end: Callable[[], None],
+        inbound: Callable[[Relay], Direction] | None = None,
     ) -> None:
         """Takes both over (non-blocking, connected): left the client's, right the server's.
 
-        `on_end` is called once, when both are closed.
+        `on_end` is called once, when both are closed. `inbound` makes the direction from left to right where it is not
+        one like the other; it may end the relay while it is made.
         """
         self._loop = loop
         self._linger: asyncio.TimerHandle | None = None
@@ -92,7 +107,12 @@ class Relay:
         self._right = right
         self._on_end = on_end
         self._closed = False
-        self._directions = (_Direction(loop, left, right, self), _Direction(loop, right, left, self))
+        from_server: Direction = _Direction(loop, right, left, self)
+        self._directions: tuple[Direction, ...] = (from_server,)
+        from_client = inbound(self) if inbound is not None else _Direction(loop, left, right, self)
+        self._directions = (from_client, from_server)
+        if self._closed:
+            from_client.release()
 
     def close(self) -> None:
         """Ends both directions at once and closes the sockets."""
@@ -109,10 +129,9 @@ class Relay:
 
     def direction_ended(self) -> None:
         """A direction has forwarded its end; when both have, everything is closed."""
-        from_client, from_server = self._directions
-        if from_client.ended and from_server.ended:
+        if all(one.ended for one in self._directions):
             self.close()
-        elif from_server.ended:
+        elif self._directions[-1].ended:
             # The server closes both ways at once; a client that says nothing any more must not keep descriptors.
             self._linger = self._loop.call_later(LINGER_SECONDS, self.close)
 

@@ -273,11 +273,12 @@ def test_a_reload_takes_what_it_may_and_keeps_the_rest(host_folder: Path) -> Non
 
 
 def _held(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Whether a new connection is admitted (the server speaks first): the place of an earlier one may be taken still."""
+    """Whether a new connection is admitted (the server answers): the place of an earlier one may be taken still."""
     with contextlib.ExitStack() as attempt:
         client = attempt.enter_context(socket.socket(socket.AF_UNIX))
         client.settimeout(1)
         client.connect(f"{folder}/s")
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         if not client.recv(1):
             return False
         stack.push(attempt.pop_all())

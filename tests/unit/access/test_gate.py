@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sevd.access.accounts import GateLimits
+from sevd.access.frames import PREFACE
 from sevd.access.gate import Gate
 from sevd.access.listeners import ADMIN, CLIENT, MONITOR, Kind, bind
 from sevd.access.policy import AccessPolicy
@@ -25,7 +26,7 @@ ME = os.geteuid()
 
 
 class Backend:
-    """Says hello with the name of its peer, as gRPC would report it, then echoes."""
+    """Waits for the preface, says hello, then echoes; keeps the name of its peer as gRPC would report it."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -36,6 +37,7 @@ class Backend:
         self.ended.append(ended)
         name = writer.get_extra_info("peername")
         self.names.append("unix-abstract:" + bytes(name)[1:].decode())
+        await reader.readexactly(len(PREFACE))
         writer.write(b"hello")
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1024):
@@ -73,6 +75,7 @@ CLIENTS: list[asyncio.StreamWriter] = []
 async def connect(folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_unix_connection(folder / "s")
     CLIENTS.append(writer)
+    writer.write(PREFACE)
     return reader, writer
 
 

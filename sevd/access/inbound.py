@@ -1,0 +1,175 @@
+"""One direction of a relay: from a caller to the server, frame by frame, as the caller's turn comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+from sevd.access.frames import PREFACE, Frames
+from sevd.access.relay import BUFFER_BYTES, BULK_BYTES, SEND_BYTES, STUCK_SECONDS, Stuck
+from sevd.access.turns import EVENT_SECONDS
+
+if TYPE_CHECKING:
+    from sevd.access.accounts import Account
+    from sevd.access.relay import End, Relay
+    from sevd.access.turns import Turns
+
+_SHARED = bytearray(BUFFER_BYTES)  # one for all: its content never outlives the callback that filled it
+_VIEW = memoryview(_SHARED)
+
+
+class Holder(Protocol):
+    """Whose bytes these are.
+
+    Attributes:
+        account: What its identity uses; may become another one.
+    """
+
+    account: Account
+
+
+class Inbound:
+    """From a caller to the server."""
+
+    __slots__ = (
+        "_bulk", "_cleared", "_frames", "_holder", "_loop", "_pending", "_reading", "_receive", "_relay", "_send",
+        "_source", "_target", "_timer", "_turns", "_writing", "ended",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: End,
+        target: socket.socket,
+        relay: Relay,
+        *,
+        first: bytes,
+        turns: Turns,
+        holder: Holder,
+    ) -> None:
+        """`first` is what the caller has sent already: the preface of HTTP/2 and what came with it."""
+        self._loop = loop
+        self._source = source
+        self._target = target
+        self._relay = relay
+        self._turns = turns
+        self._holder = holder
+        self._receive = source.recv_into
+        self._send = target.send
+        self._frames = Frames()
+        self._pending = memoryview(first)
+        self._cleared = len(PREFACE)
+        self._reading = self._writing = self._bulk = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.ended = False
+        self._go_on()
+
+    def release(self) -> None:
+        """Stops listening."""
+        self._listen(reading=False, writing=False)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _readable(self) -> None:
+        account = self._holder.account
+        allowance = self._turns.allowance(account)
+        if allowance <= 0:
+            self._pause(self._turns.wait(account))
+            return
+        try:
+            size = self._receive(_VIEW)
+        except Stuck:
+            self._pause(STUCK_SECONDS)
+            return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._relay.close()
+            return
+        if not size:
+            self._end()
+            return
+        if size >= BULK_BYTES and not self._bulk:
+            self._bulk = True
+            with contextlib.suppress(OSError):
+                self._target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        cleared = self._clear(_VIEW[:size], allowance)
+        try:
+            sent = self._send(_VIEW[:cleared]) if cleared else 0
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._relay.close()
+            return
+        if sent < size:
+            self._pending, self._cleared = memoryview(bytes(_VIEW[sent:size])), cleared - sent
+            self._wait()
+
+    def _clear(self, data: memoryview, allowance: float) -> int:
+        """How much of it may go on now."""
+        frames, turns = self._frames, self._turns
+        before = frames.calls
+        cleared, cost = frames.read(data, allowance, turns.call_seconds)
+        turns.charge(self._holder.account, cost + EVENT_SECONDS, frames.calls - before)
+        return cleared
+
+    def _go_on(self) -> None:
+        """Sends what waits, as far as it may go on and the server takes it."""
+        self._timer = None
+        while self._pending:
+            if not self._cleared:
+                account = self._holder.account
+                allowance = self._turns.allowance(account)
+                if allowance > 0:
+                    self._cleared = self._clear(self._pending, allowance)
+                if not self._cleared:
+                    self._pause(self._turns.wait(account))
+                    return
+            try:
+                sent = self._send(self._pending[: self._cleared])
+            except (BlockingIOError, InterruptedError):
+                self._wait()
+                return
+            except OSError:
+                self._relay.close()
+                return
+            self._pending, self._cleared = self._pending[sent:], self._cleared - sent
+        self._pending = memoryview(b"")
+        self._listen(reading=True, writing=False)
+
+    def _wait(self) -> None:
+        """For the server, or for the next turn."""
+        if self._cleared:
+            self._listen(reading=False, writing=True)
+        else:
+            self._pause(self._turns.wait(self._holder.account))
+
+    def _pause(self, seconds: float) -> None:
+        self._listen(reading=False, writing=False)
+        self._timer = self._loop.call_later(seconds, self._go_on)
+
+    def _listen(self, *, reading: bool, writing: bool) -> None:
+        if reading is not self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._source.fileno(), self._readable)
+            else:
+                self._loop.remove_reader(self._source.fileno())
+        if writing is not self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(self._target.fileno(), self._go_on)
+            else:
+                self._loop.remove_writer(self._target.fileno())
+
+    def _end(self) -> None:
+        """The caller has said his last: tell the server so."""
+        self.release()
+        self.ended = True
+        # A server that is gone already hears nothing more, and its own end is on its way.
+        with contextlib.suppress(OSError):
+            self._target.shutdown(socket.SHUT_WR)
+        self._relay.direction_ended()

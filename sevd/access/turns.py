@@ -1,0 +1,95 @@
+"""Shares the event loop between identities, so that a busy one cannot make the others wait.
+
+Whatever a caller sends costs time of the one event loop that serves everybody: relaying it, and above all the calls
+that it begins. What an identity has cost lately is its debt; it is paid off with time. As long as no other identity has
+called for a while nobody is held back. Otherwise one with more debt than BURST_SECONDS waits until it has paid: what it
+sends stays in its sockets, and whoever calls now and then finds few calls of it in front of his own.
+
+What a call costs is measured: the processor time of the event loop's thread, over the calls that were made with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sevd.access.accounts import Account
+
+BURST_SECONDS = 0.001
+"""Debt that nobody has to wait for."""
+
+LONE_BURST_SECONDS = 0.1
+"""Most debt of an identity that is alone; so much it pays when another one comes."""
+
+SHARE = 0.8
+"""What those who have debt may have of the event loop together, where others call too."""
+
+OTHERS_SECONDS = 2.0
+"""How long after its last call another identity is reckoned with."""
+
+EVENT_SECONDS = 20e-6
+"""Of waking up for a connection."""
+
+CALL_SECONDS = 400e-6
+"""Of a call, before any was measured."""
+
+CALLS_MEASURED = 128
+"""So many calls are measured together."""
+
+_LEAST, _MOST = 100e-6, 3e-3
+
+
+class Turns:
+    """The debts of all identities. On one event loop, whose thread it is made on."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, processor: Callable[[], float] = time.thread_time
+    ) -> None:
+        self.call_seconds = CALL_SECONDS
+        """What a call costs."""
+        self._clock = clock
+        self._processor = processor
+        self._calls = 0
+        self._used = processor()
+        self._latest: Account | None = None
+        self._latest_at = -OTHERS_SECONDS
+        self._other_at = -OTHERS_SECONDS
+        self._waiting: dict[str, float] = {}
+
+    def allowance(self, account: Account) -> float:
+        """Seconds that an identity may cost now; 0 or less: it has to wait."""
+        now = self._clock()
+        if account is not self._latest:
+            self._latest, self._other_at = account, self._latest_at
+        self._latest_at = now
+        alone = now - self._other_at > OTHERS_SECONDS
+        paid = (now - account.paid_at) * (1.0 if alone else self._share())
+        account.debt = min(max(0.0, account.debt - paid), LONE_BURST_SECONDS)
+        account.paid_at = now
+        return LONE_BURST_SECONDS if alone else BURST_SECONDS - account.debt
+
+    def charge(self, account: Account, seconds: float, calls: int) -> None:
+        """Adds to an identity's debt."""
+        account.debt += seconds
+        if calls:
+            self._calls += calls
+            if self._calls >= CALLS_MEASURED:
+                used = self._processor()
+                measured = (used - self._used) / self._calls
+                self.call_seconds = min(max((self.call_seconds + measured) / 2, _LEAST), _MOST)
+                self._calls, self._used = 0, used
+
+    def wait(self, account: Account) -> float:
+        """Seconds until an identity may cost something again."""
+        now = self._clock()
+        self._waiting[account.owner] = now
+        return max(account.debt - BURST_SECONDS / 2, 0.0) / self._share() + 1e-4
+
+    def _share(self) -> float:
+        """What one of those that wait gets of the event loop."""
+        if len(self._waiting) > 1:
+            limit = self._clock() - OTHERS_SECONDS
+            self._waiting = {owner: at for owner, at in self._waiting.items() if at > limit}
+        return SHARE / max(1, len(self._waiting))

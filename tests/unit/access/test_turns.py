@@ -1,0 +1,108 @@
+"""Nobody waits alone; with others, whoever costs much waits for his turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from sevd.access import turns as module
+from sevd.access.accounts import Account
+from sevd.access.turns import BURST_SECONDS, LONE_BURST_SECONDS, OTHERS_SECONDS, SHARE, Turns
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def busy(turns: Turns, clock: Clock, accounts: list[Account], seconds: float, cost: float) -> dict[str, float]:
+    """What each gets that always wants more."""
+    got = dict.fromkeys((one.owner for one in accounts), 0.0)
+    wake = {one.owner: clock.now for one in accounts}
+    until = clock.now + seconds
+    while clock.now < until:
+        for account in accounts:
+            if wake[account.owner] <= clock.now:
+                if turns.allowance(account) > 0:
+                    turns.charge(account, cost, 1)
+                    got[account.owner] += cost
+                else:
+                    wake[account.owner] = clock.now + turns.wait(account)
+        clock.now += 1e-4
+    return got
+
+
+def test_alone_nobody_waits() -> None:
+    clock = Clock()
+    turns, one = Turns(clock, lambda: 0.0), Account("uid:1")
+    for _ in range(1000):
+        assert turns.allowance(one) > BURST_SECONDS
+        turns.charge(one, 0.01, 1)
+
+
+def test_debt_of_one_that_was_alone_is_bounded() -> None:
+    clock = Clock()
+    turns, one, other = Turns(clock, lambda: 0.0), Account("uid:1"), Account("uid:2")
+    for _ in range(1000):
+        turns.allowance(one)
+        turns.charge(one, 1.0, 1)
+    turns.allowance(other)
+    assert turns.allowance(one) <= 0
+    assert turns.wait(one) <= LONE_BURST_SECONDS / SHARE + 0.01
+
+
+def test_with_others_debt_has_to_be_paid() -> None:
+    clock = Clock()
+    turns, one, other = Turns(clock, lambda: 0.0), Account("uid:1"), Account("uid:2")
+    turns.allowance(other)
+    assert turns.allowance(one) == pytest.approx(BURST_SECONDS)
+    turns.charge(one, 3 * BURST_SECONDS, 1)
+    assert turns.allowance(one) < 0
+    assert turns.allowance(other) > 0
+    clock.now += turns.wait(one)
+    turns.allowance(other)
+    assert turns.allowance(one) > 0
+
+
+def test_one_that_wants_everything_gets_its_share() -> None:
+    clock = Clock()
+    turns, greedy, modest = Turns(clock, lambda: 0.0), Account("uid:1"), Account("uid:2")
+    turns.allowance(modest)
+    got = 0.0
+    for _ in range(10):
+        got += busy(turns, clock, [greedy], 0.1, 0.4e-3)["uid:1"]
+        assert turns.allowance(modest) > 0
+    assert 0.5 * SHARE < got < 1.2 * SHARE
+
+
+def test_two_that_want_everything_get_the_same() -> None:
+    clock = Clock()
+    turns, one, two = Turns(clock, lambda: 0.0), Account("uid:1"), Account("uid:2")
+    busy(turns, clock, [one, two], 0.5, 0.4e-3)
+    got = busy(turns, clock, [one, two], 2.0, 0.4e-3)
+    assert got["uid:1"] == pytest.approx(got["uid:2"], rel=0.2)
+    assert sum(got.values()) / 2 < 1.3 * SHARE
+
+
+def test_others_are_forgotten() -> None:
+    clock = Clock()
+    turns, one, other = Turns(clock, lambda: 0.0), Account("uid:1"), Account("uid:2")
+    turns.allowance(other)
+    turns.allowance(one)
+    turns.charge(one, 0.05, 1)
+    assert turns.allowance(one) <= 0
+    clock.now += OTHERS_SECONDS + 0.1
+    turns.charge(one, 0.05, 1)
+    assert turns.allowance(one) > 0
+
+
+@pytest.mark.parametrize(("each", "expected"), [(1e-3, 1e-3), (1.0, module._MOST), (0.0, module._LEAST)])
+def test_what_a_call_costs_is_measured(each: float, expected: float) -> None:
+    used = [0.0]
+    turns, one = Turns(Clock(), lambda: used[0]), Account("uid:1")
+    for _ in range(20 * module.CALLS_MEASURED):
+        used[0] += each
+        turns.charge(one, 0.0, 1)
+    assert turns.call_seconds == pytest.approx(expected, rel=0.05)
