@@ -75,16 +75,13 @@ def refresher(
     from sevd.endorsements.refresher import Refresher
     from sevd.fetch.client import fetcher
 
-    async def nobody() -> tuple[bytes, ...]:
-        return ()
-
     return Refresher(
         endorsements,
         events,
         kds=Kds(settings.kds, fetcher(settings)) if settings.kds else None,
         offline=Offline(settings.offline) if settings.offline is not None else None,
-        product=lambda: product,
-        chip_ids=chip_ids or nobody,
+        product=product if chip_ids is not None else None,
+        chip_ids=chip_ids,
         sev_roots=lambda: sev_roots(parts),
         retry_seconds=settings.kds_retry_seconds,
         warning_days=settings.expiry_warning_days,

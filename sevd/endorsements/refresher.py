@@ -49,10 +49,6 @@ TABLE_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-async def _no_chips() -> tuple[bytes, ...]:
-    return ()
-
-
 class Refresher:
     """Refreshes. Lives on one event loop.
 
@@ -61,7 +57,7 @@ class Refresher:
         events: Where to say what happened.
         kds: The service; None for none.
         offline: The directory; None for none.
-        product: The processor line; None while it is not known.
+        product: The processor line whose CEKs are wanted; None for none.
         chip_ids: Asks for the identifiers of chips whose CEK is wanted. Raises SevError.
         sev_roots: The trusted roots of SEV.
         retry_seconds: The first pause after a failure.
@@ -77,8 +73,8 @@ class Refresher:
         *,
         kds: Kds | None = None,
         offline: Offline | None = None,
-        product: Callable[[], Product | None] = lambda: None,
-        chip_ids: Callable[[], Awaitable[tuple[bytes, ...]]] = _no_chips,
+        product: Product | None = None,
+        chip_ids: Callable[[], Awaitable[tuple[bytes, ...]]] | None = None,
         sev_roots: Callable[[], SevRoots] | None = None,
         retry_seconds: float = 60.0,
         warning_days: int = 30,
@@ -186,7 +182,7 @@ class Refresher:
 
     def _needs(self, chip_ids: tuple[bytes, ...]) -> list[Need]:
         found = self._endorsements
-        return needs.needs(found.identity, self._product(), chip_ids, found.kept, self._now())
+        return needs.needs(found.identity, self._product, chip_ids, found.kept, self._now())
 
     def _needs_again(self, before: list[Need]) -> list[Need]:
         """The same needs as they stand now."""
@@ -195,7 +191,7 @@ class Refresher:
         return [now.get(need.key, need) for need in before]
 
     async def _chips(self) -> tuple[bytes, ...]:
-        if self._kds is None:
+        if self._kds is None or self._product is None or self._chip_ids is None:
             return ()
         try:
             return await self._chip_ids()

@@ -110,8 +110,8 @@ class Kept:
             events,
             kds=Kds(url, self.fetcher) if service else None,
             offline=Offline(offline) if offline is not None else None,
-            product=lambda: rig.product,
-            chip_ids=self._chip_ids if ceks else _nobody,
+            product=rig.product if ceks else None,
+            chip_ids=self._chip_ids,
             sev_roots=lambda: SevRoots.of(rig.ca.legacy_ca()),
             retry_seconds=retry,
             warning_days=warning_days,
@@ -137,10 +137,6 @@ class Kept:
         """The chip reports something else."""
         self.chip = chip
         await self.it.update()
-
-
-async def _nobody() -> tuple[bytes, ...]:
-    return ()
 
 
 @asynccontextmanager
