@@ -11,12 +11,11 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from sev import __version__, products
+from sev import __version__
 from sev.errors import UsageError
 from sev.host.facts import kernel_facts
 from sev.records import replace
@@ -41,7 +40,6 @@ from sevd.audit_reading import AuditReading
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
 from sevd.devices.scheduler import Scheduler
-from sevd.endorsements.table_file import TableFile
 from sevd.events import Event, Events
 from sevd.guests.limits import Limits
 from sevd.guests.service import Guests
@@ -50,20 +48,16 @@ from sevd.journal import Journal
 from sevd.metrics.collect import Collector, Sources
 from sevd.metrics.observer import Observer
 from sevd.metrics.tally import Tally
-from sevd.opening import LateEndorsements
 from sevd.platform.check import HostChecker
 from sevd.platform.device import PlatformDevice
 from sevd.platform.host import HostPlatform
-from sevd.platform.occupancy import Occupancy
-from sevd.platform.sev import SevPlatform
-from sevd.platform.snp import SnpPlatform
-from sevd.platform.vlek import VlekMemory
+from sevd.platform.views import DesiredView
+from sevd.platform_parts import PlatformParts
 from sevd.state import StateDirectory
 from sevd.stopping import Stopping
 
 if TYPE_CHECKING:
     from sevd.devices.facts import HostFacts
-    from sevd.endorsements import ChipIdentity, Endorsements
     from sevd.metrics.serving import MetricsServer
 
 GOING_SECONDS = 1.0
@@ -138,37 +132,25 @@ class Assembly:
             simulated=parts.simulated,
             daemon_version=__version__,
             max_age=parts.asids_age,
+            desired=self._wanted,
         )
-        folder = state.folder("endorsements")
-        self._table = _table(settings)
-        self._endorsements = LateEndorsements(lambda: self._make_endorsements(folder), self._table)
-        product = products.by_name(parts.facts.product) if parts.facts.product else None
-        self._platform = SnpPlatform(
-            self._device,
-            self.events,
-            product=product,
-            committed_tcb=parts.committed_tcb,
-            table=self._endorsements,
+        self._platforms = PlatformParts(
+            settings,
+            state,
+            parts,
+            device=self._device,
+            scheduler=self.scheduler,
+            events=self.events,
+            audit=self._audit,
             quiet=quiet,
-            changed=self.host.changed,
-            vlek=VlekMemory(state.path / "vlek.json"),
-            firmware_update=parts.firmware_update,
-        )
-        self._sev = SevPlatform(
-            self._device,
-            self.events,
-            occupancy=Occupancy(product, self.guests.occupants, parts.asids),
-            certificates=parts.sev_certificates,
-            simulated=parts.simulated,
-            quiet=quiet,
-            refresh=self.host.refresh,
-            changing=self._endorsements.changing,
+            host=self.host,
+            occupants=self.guests.occupants,
         )
         self._appearing = Appearing(
             parts.missing,
             None if parts.look is None else self._look_again,
             self.host,
-            self._taken_into_use,
+            self._platforms.taken_into_use,
             self.events,
             pause=GOING_SECONDS if parts.may_go else PAUSE_SECONDS,
             forever=parts.may_go,
@@ -180,8 +162,8 @@ class Assembly:
                 scheduler=self.scheduler,
                 host=self.host.view,
                 guests=self.guests.all,
-                status=self._platform.status,
-                endorsements=self._endorsements.current,
+                status=self._platforms.snp.status,
+                endorsements=self._platforms.endorsements.current,
                 connections=self._by_socket,
                 calls=self._calls_in_flight,
             )
@@ -208,11 +190,12 @@ class Assembly:
 
     async def start(self) -> None:
         """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
-        self._endorsements.start()  # first of all: it takes the lock of the certificate table
+        self._platforms.endorsements.start()  # first of all: it takes the lock of the certificate table
         await self.host.refresh()
         await self.guests.open()
         await self.server.start()
         self._appearing.start()
+        self._platforms.upkeep.start()
 
     def open(self, listeners: Iterable[Listener]) -> None:
         """Serves callers from here on."""
@@ -233,6 +216,7 @@ class Assembly:
         self._descriptors.reload(policy)
         self.server.reload(policy, server_limits(settings))
         self.guests.limit(guest_limits(settings))
+        self._platforms.reload(settings)
         self.events.watches = settings.watches_per_identity
 
     async def stop(self, say: Callable[[str, float], None]) -> None:
@@ -254,8 +238,9 @@ class Assembly:
         for task in self._tasks:
             task.cancel()
         await self._appearing.close()
+        await self._platforms.upkeep.close()
         await self._device.close()  # with it end the commands under way, which hold the certificate table
-        await self._endorsements.close()
+        await self._platforms.endorsements.close()
         if not await asyncio.to_thread(self.scheduler.close, max(stopping.left, 1.0)):
             log.error("a firmware command is still running: the daemon ends without it")
         if self.server.frame.spans is not None:
@@ -281,7 +266,7 @@ class Assembly:
         }
         simulator: Skin = NoSimulatorSkin()
         if self.parts.simulated:
-            simulator = SimulatorSkin(self.guests, self._platform, self._endorsements.reading)
+            simulator = SimulatorSkin(self.guests, self._platforms.snp, self._platforms.endorsements.reading)
         skins: dict[str, Skin] = {
             "HostService": HostSkin(
                 self.host,
@@ -290,10 +275,10 @@ class Assembly:
                 self._collector,
                 self._reading,
             ),
-            "SnpPlatformService": SnpPlatformSkin(self._platform),
-            "SevPlatformService": SevPlatformSkin(self._sev),
+            "SnpPlatformService": SnpPlatformSkin(self._platforms.snp),
+            "SevPlatformService": SevPlatformSkin(self._platforms.sev),
             "GuestService": GuestSkin(self.guests),
-            "EndorsementService": EndorsementSkin(self._endorsements),
+            "EndorsementService": EndorsementSkin(self._platforms.endorsements),
             "SimulatorService": simulator,
         }
         offered = self._settings.technologies
@@ -327,6 +312,9 @@ class Assembly:
         else:
             self._tell_health()
 
+    def _wanted(self) -> DesiredView | None:
+        return self._platforms.upkeep.view()
+
     def _by_socket(self) -> Mapping[str, int]:
         return self.server.gate.by_socket()
 
@@ -352,32 +340,6 @@ class Assembly:
         """Runs on a thread."""
         assert self.parts.look is not None
         return self._facts(self.parts.look())
-
-    async def _taken_into_use(self) -> None:
-        await self._endorsements.update()
-
-    async def _identity(self) -> ChipIdentity:
-        return await self._platform.identity()
-
-    def _make_endorsements(self, folder: Path) -> Endorsements:
-        """Runs on a thread."""
-        from sevd.endorsements import Endorsements
-
-        return Endorsements(
-            folder,
-            self.parts.roots(),
-            self.events,
-            source=self.parts.endorsements,
-            scheduler=self.scheduler,
-            table=self._table,
-            ask=self._identity,
-            simulated=self.parts.simulated,
-        )
-
-
-def _table(settings: Settings) -> TableFile | None:
-    path = settings.certificate_table
-    return TableFile(path, wait_seconds=settings.table_wait_seconds) if path is not None else None
 
 
 def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]:
