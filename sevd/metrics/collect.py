@@ -46,7 +46,6 @@ class Sources:
         endorsements: The certificates and lists at hand.
         connections: Open connections by socket.
         calls: Calls in flight.
-        drift: How many wishes for the platform are not met; None where there are none.
     """
 
     version: str
@@ -58,7 +57,6 @@ class Sources:
     endorsements: Callable[[], Awaitable[EndorsementSet]]
     connections: Callable[[], Mapping[str, int]]
     calls: Callable[[], int]
-    drift: Callable[[], int | None] = lambda: None
 
 
 class Collector:
@@ -119,11 +117,9 @@ class Collector:
             *_process(),
             *sources.tally.metrics(),
         ]
-        drift = sources.drift()
-        if drift is not None:
-            out.append(
-                gauge("sevd_platform_drift", "Wishes of the configuration that the platform does not meet.", drift)
-            )
+        if view.desired is not None:
+            help_ = "In how many ways the platform is not as the configuration wants it."
+            out.append(gauge("sevd_platform_drift", help_, len(view.desired.drift)))
         return [metric for metric in out if metric.samples]
 
     def _platform(self) -> list[Metric]:

@@ -13,6 +13,7 @@ import pytest
 from sev.abi.tcb import TcbVersion
 from sev.errors import DeviceMissing
 from sev.products import GENOA
+from sev.records import replace
 from sevd.devices.scheduler import Scheduler
 from sevd.endorsements.model import EndorsementSet
 from sevd.guests.model import Guest, GuestState, GuestType
@@ -20,7 +21,7 @@ from sevd.metrics import collect
 from sevd.metrics.collect import Collector, Sources
 from sevd.metrics.model import Metric
 from sevd.metrics.tally import Tally
-from sevd.platform.views import AsidUse, DeviceHealth, FirmwareVersion, HostView, SnpState, SnpStatusView
+from sevd.platform.views import AsidUse, DesiredView, DeviceHealth, FirmwareVersion, HostView, SnpState, SnpStatusView
 
 HOST = HostView(
     product="genoa",
@@ -78,7 +79,7 @@ class Clock:
 class Setup:
     firmware: Firmware
     guests: list[Guest] = field(default_factory=list)
-    drift: int | None = None
+    host: HostView = HOST
     clock: Clock = field(default_factory=Clock)
     endorsements: Callable[[], Awaitable[EndorsementSet]] | None = None
 
@@ -91,13 +92,12 @@ class Setup:
                 version="1",
                 tally=Tally(),
                 scheduler=scheduler,
-                host=lambda: HOST,
+                host=lambda: self.host,
                 guests=lambda: self.guests,
                 status=self.firmware.status,
                 endorsements=self.endorsements or none,
                 connections=lambda: {"sevd": 2},
                 calls=lambda: 1,
-                drift=lambda: self.drift,
             ),
             clock=self.clock,
         )
@@ -144,9 +144,11 @@ def test_guests_by_type_and_state() -> None:
     assert values(found["sevd_guests"]) == {("snp", "ready"): 2, ("sev-es", "failed"): 1}
 
 
-@pytest.mark.parametrize("drift", [0, 2])
-def test_drift_is_told_where_there_are_wishes(drift: int) -> None:
-    assert values(collected(Setup(Firmware([status()]), drift=drift))["sevd_platform_drift"]) == {(): drift}
+@pytest.mark.parametrize("drift", [(), ("The TCB is another.", "CHIP_ID is shown.")])
+def test_drift_is_told_where_there_are_wishes(drift: tuple[str, ...]) -> None:
+    host = replace(HOST, desired=DesiredView("committed", None, None, "", None, drift, None))
+    found = collected(Setup(Firmware([status()]), host=host))
+    assert values(found["sevd_platform_drift"]) == {(): len(drift)}
 
 
 def test_the_firmware_is_asked_seldom() -> None:
