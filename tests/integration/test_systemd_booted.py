@@ -8,9 +8,7 @@ from pathlib import Path
 
 from tests.support.booted import Booted
 from tests.support.booted_service import (
-    PYTHON,
     SIMULATED,
-    SOCKETS,
     UNITS,
     active,
     calling,
@@ -21,20 +19,6 @@ from tests.support.booted_service import (
     wait_for,
 )
 
-CONNECT = """
-import json, socket
-found = {}
-for name in ("sevd", "monitor", "admin", "fd"):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if name == "fd" else socket.SOCK_STREAM) as one:
-        try:
-            one.connect(f"/run/sevd/{name}.sock")
-            found[name] = True
-        except PermissionError:
-            found[name] = False
-print(json.dumps(found))
-"""
-
-
 # --- sockets and users ----------------------------------------------------------------------------------------------
 
 
@@ -43,25 +27,6 @@ def test_units_are_right_in_systemds_eyes(system: Booted) -> None:
     done = system.run("systemd-analyze", "verify", *services, *UNITS, "sevd-mtls.socket", "sevd-metrics.socket")
     about_ours = [line for line in (done.stdout + done.stderr).splitlines() if "sevd" in line]
     assert about_ours == []
-
-
-def test_each_user_reaches_the_sockets_that_are_meant_for_it(system: Booted) -> None:
-    found = {
-        user: json.loads(system.run(PYTHON, "-c", CONNECT, user=user).stdout) for user in ("root", "member", "other")
-    }
-    assert found == {
-        "root": dict.fromkeys(SOCKETS, True),
-        "member": {**dict.fromkeys(SOCKETS, True), "admin": False},
-        "other": dict.fromkeys(SOCKETS, False),
-    }
-    modes = system.run("stat", "--format=%n %a %U %G", *(f"/run/sevd/{name}.sock" for name in SOCKETS), "/run/sevd")
-    assert modes.stdout.splitlines() == [
-        "/run/sevd/sevd.sock 660 root sev",
-        "/run/sevd/monitor.sock 660 root sev",
-        "/run/sevd/admin.sock 600 root root",
-        "/run/sevd/fd.sock 660 root sev",
-        "/run/sevd 755 root root",
-    ]
 
 
 def test_the_first_call_starts_the_daemon_and_status_says_how_it_is(system: Booted) -> None:

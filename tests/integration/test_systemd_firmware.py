@@ -3,35 +3,102 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
 
 from tests.support.booted import Booted
-from tests.support.booted_service import active, fault, simulator, wait_for
+from tests.support.booted_service import active, fault, faults_that_happened, main_pid, simulator, wait_for
 from tests.support.needs import need_fuse
 
+FAST = "/etc/systemd/system/sevd.service.d/fast.conf"
 
-def test_the_watchdog_sees_a_firmware_command_that_hangs(as_root: Booted) -> None:
+
+@pytest.fixture
+def host(as_root: Booted) -> Iterator[Booted]:
+    """The service on a simulated host that another process serves; it has answered."""
     need_fuse()
     simulator(as_root)
-    as_root.write("/etc/systemd/system/sevd.service.d/fast.conf", "[Service]\nWatchdogSec=2\n")
-    caller: subprocess.Popen[bytes] | None = None
     try:
-        as_root.run("systemctl", "daemon-reload")
         as_root.run("sev", "snp", "status")
-        fault(as_root, "*:hang")
-        caller = subprocess.Popen(
-            ["nsenter", f"--target={as_root.pid}", "--mount", "--pid", "--", "/usr/local/bin/sev", "snp", "status"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for(lambda: not active(as_root), "the watchdog strikes")
-        assert "has made no progress" in as_root.log()
-        fault(as_root, "clear")  # a process cannot go before its system call returns
-        wait_for(lambda: active(as_root), "and the daemon comes back")
-        assert "Watchdog timeout" in as_root.log()
-        as_root.run("sev", "snp", "status")
+        yield as_root
     finally:
-        if caller is not None:
-            caller.kill()
-            caller.wait()
-        as_root.run("rm", "/etc/systemd/system/sevd.service.d/fast.conf")
+        fault(as_root, "clear")
+        as_root.run("rm", "--force", FAST)
         as_root.run("systemctl", "stop", "sevd.service", "simulator.service", check=False)
+
+
+def calling(host: Booted, *words: str) -> subprocess.Popen[str]:
+    """A `sev` of the system that runs meanwhile."""
+    return subprocess.Popen(
+        ["nsenter", f"--target={host.pid}", "--mount", "--pid", "--", "/usr/local/bin/sev", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+
+
+def test_the_watchdog_sees_a_firmware_command_that_hangs(host: Booted) -> None:
+    host.write(FAST, "[Service]\nWatchdogSec=2\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "sevd.service")
+    first = main_pid(host)
+    fault(host, "*:hang")
+    begin = time.monotonic()
+    with calling(host, "--timeout=60", "snp", "status") as caller:
+        try:
+            # what needs no firmware is answered meanwhile
+            host.run("sev", "host", "show")
+            host.run("sev", "guest", "list")
+            wait_for(lambda: not active(host), "the watchdog strikes")
+            print(f"the watchdog struck after {time.monotonic() - begin:.1f} s")
+            assert "has made no progress" in host.log()
+            fault(host, "clear")  # a process cannot go before its system call returns
+            wait_for(lambda: active(host), "and the daemon comes back")
+            assert main_pid(host) != first
+            assert "Watchdog timeout" in host.log()
+            assert caller.wait(60) == 0, "who waited is answered, by the next daemon"
+        finally:
+            caller.kill()
+
+
+def test_a_stop_finishes_the_command_in_flight_and_says_what_it_waits_for(host: Booted) -> None:
+    fault(host, "SNP_COMMIT:delay=5")
+    first = main_pid(host)
+    with calling(host, "--yes", "--timeout=60", "snp", "commit") as caller:
+        try:
+            wait_for(lambda: faults_that_happened(host) == 1, "the command is with the firmware")
+            begin = time.monotonic()
+            host.run("systemctl", "--no-block", "restart", "sevd.service")
+            wait_for(lambda: "waiting for" in host.show("sevd.service", "StatusText"), "the status line says it")
+            said = host.show("sevd.service", "StatusText")
+            assert "1 call" in said
+            assert "firmware command" in said
+            with calling(host, "--timeout=60", "--yes", "snp", "commit") as second:
+                assert caller.wait(60) == 0, "the call in flight is answered"
+                assert second.wait(60) == 0, "a new one by the next daemon"
+            assert time.monotonic() - begin > 2, "it was waited for"
+        finally:
+            caller.kill()
+    assert main_pid(host) != first
+    assert "stopping, waiting for 1 call" in host.log()
+    assert host.show("sevd.service", "Result") == "success"
+
+
+def test_a_command_that_outlasts_the_calls_time_is_finished_too(host: Booted) -> None:
+    """The manager's own patience is extended as long as there is something to wait for."""
+    host.write("/etc/sevd/sevd.toml", '[simulation]\ndirectory = "/run/simulated"\n[daemon]\ndrain_seconds = 0\n')
+    host.write(FAST, "[Service]\nTimeoutStopSec=1\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "sevd.service")
+    fault(host, "SNP_COMMIT:delay=5")
+    with calling(host, "--yes", "--timeout=60", "snp", "commit") as caller:
+        try:
+            wait_for(lambda: faults_that_happened(host) == 1, "the command is with the firmware")
+            host.run("systemctl", "stop", "sevd.service")
+            assert host.show("sevd.service", "Result") == "success", "it was not killed"
+            assert caller.wait(60) == 0
+        finally:
+            caller.kill()

@@ -60,6 +60,11 @@ mount --bind "$python" "$root/opt/sevd/python"
 mount --bind "$site" "$root/opt/sevd/site"
 : > "$root/etc/fstab"
 : > "$root/etc/machine-id"
+if ls "$python"/lib/libpython3*.so* >/dev/null 2>&1; then
+  # an interpreter below a home directory, which the units do not see, finds its own library all the same
+  echo /opt/sevd/python/lib > "$root/etc/ld.so.conf.d/00-sevd.conf"
+  chroot "$root" /sbin/ldconfig
+fi
 rm -rf "$root/etc/systemd/system" "$root/var/lib/sevd" "$root/etc/sevd" "$root/var/log/journal"
 mkdir -p "$root/etc/systemd/system"
 cp -r "$base.files/." "$root/"

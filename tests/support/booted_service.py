@@ -145,8 +145,18 @@ def simulator(booted: Booted) -> None:
 
 
 def fault(booted: Booted, spec: str) -> None:
+    """Injects a fault into the system's simulator."""
+    _control(booted, "control.fault(sys.argv[1])", spec)
+
+
+def faults_that_happened(booted: Booted) -> int:
+    """How often faults that were injected have happened; one that delays a command has as soon as it begins."""
+    return int(_control(booted, "print(sum(one['happened'] for one in control.call('faults')['faults']))"))
+
+
+def _control(booted: Booted, statement: str, *arguments: str) -> str:
     program = (
         "import sys; from pathlib import Path; from sevd.simulator.control_client import ControlClient\n"
-        "with ControlClient.connect(Path('/run/simulated/control.sock')) as control: control.fault(sys.argv[1])"
+        f"with ControlClient.connect(Path('/run/simulated/control.sock')) as control: {statement}"
     )
-    booted.run(PYTHON, "-c", program, spec)
+    return booted.run(PYTHON, "-c", program, *arguments).stdout
