@@ -7,6 +7,7 @@ end of the connection.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import time
@@ -28,6 +29,7 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "it asks for a certificate and got none",
     "UNKNOWN_CA": "it does not know the authority of this certificate",
+    "DECRYPT_ERROR": "its authority has not signed this certificate",
     "CERTIFICATE_EXPIRED": "this certificate, or one above it, has expired",
     "CERTIFICATE_REVOKED": "this certificate has been revoked",
     "UNSUPPORTED_CERTIFICATE": "this certificate is not for clients",
@@ -84,7 +86,8 @@ def _closed(plain: socket.socket, context: ssl.SSLContext, address: str, host: s
                     field="socket",
                     remedy="Name the port of sevd's remote listener.",
                 )
-            tls.sendall(_HELLO)
+            with contextlib.suppress(ConnectionError):  # what it has said before can still be heard
+                tls.sendall(_HELLO)
             return not tls.recv(1)
     except ssl.SSLCertVerificationError as error:
         raise Unreachable(

@@ -29,6 +29,15 @@ SECONDS = 5.0
 MOST = 256
 """How many may be under way."""
 
+LINGER_SECONDS = 0.5
+"""How long one that was refused is kept, so that the client hears why."""
+
+LINGER_PIECES = 16
+"""How often more is received from it meanwhile."""
+
+RECEIVE_BYTES = 16 << 10
+"""How much at a time."""
+
 log = logging.getLogger(__name__)
 
 _HANDSHAKE = 22  # ContentType handshake (RFC 8446, 5.1)
@@ -114,39 +123,52 @@ class Handshakes:
         self._thread.shutdown(wait=False)
 
     async def _run(self, one: Handshake) -> None:
-        cause: RemoteRefused | None = None
+        keep = False
+        try:
+            cause = await self._attempt(one)
+            if cause is None:
+                one.tls.context = self._quiet
+                keep = True
+                self._done(one)
+            else:
+                self._refused(one, cause)
+                if not one.crowded_out:
+                    await self._linger(one)
+        except Exception:
+            log.exception("a connection of %s could not be served", one.address)
+            keep = False
+        finally:
+            self._running.pop(one, None)
+            if not keep:
+                one.tls.close()
+
+    async def _attempt(self, one: Handshake) -> RemoteRefused | None:
+        """Shakes hands; why not, if it does not succeed."""
         try:
             async with asyncio.timeout(self.seconds):
                 await self._shake(one)
-            if one.tls.selected_alpn_protocol() != "h2":
-                cause = RemoteRefused("NO_HTTP2")
+            return None if one.tls.selected_alpn_protocol() == "h2" else RemoteRefused("NO_HTTP2")
         except TimeoutError:
-            cause = RemoteRefused("HANDSHAKE_TIMEOUT", f"{self.seconds:g} s")
+            return RemoteRefused("HANDSHAKE_TIMEOUT", f"{self.seconds:g} s")
         except asyncio.CancelledError:
             if not one.crowded_out:
-                one.tls.close()
                 raise
-            cause = RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are")
+            return RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are")
         except OSError as error:
-            cause = refusal.of(error)
-        except Exception:
-            log.exception("a TLS handshake with %s failed in an unexpected way", one.address)
-            cause = RemoteRefused("HANDSHAKE_FAILED")
+            return refusal.of(error)
         finally:
-            self._running.pop(one, None)
             del one.tls.handshake  # type: ignore[attr-defined]
-        if cause is None:
-            one.tls.context = self._quiet
-            try:
-                self._done(one)
-            except Exception:
-                log.exception("a connection of %s could not be admitted", one.address)
-                one.tls.close()
-            return
-        try:
-            self._refused(one, cause)
-        finally:
-            one.tls.close()
+
+    async def _linger(self, one: Handshake) -> None:
+        """Lets the client hear why: a close with something unread would take back what was said."""
+        plain = socket.socket
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            plain.shutdown(one.tls, socket.SHUT_WR)
+            async with asyncio.timeout(LINGER_SECONDS):
+                for _ in range(LINGER_PIECES):
+                    await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
+                    if not plain.recv_into(one.tls, bytearray(RECEIVE_BYTES)):
+                        break
 
     async def _shake(self, one: Handshake) -> None:
         """Raises OSError where it fails."""

@@ -7,6 +7,7 @@ push everybody else's records out of it. What is left out is counted, and the co
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 WINDOW_SECONDS = 60.0
 """How long a count counts."""
 
-PER_ADDRESS = 20
+PER_CAUSE = 5
+"""Records of one address, one certificate and one reason within that time: a client that tries again and again."""
+
+PER_ADDRESS = 60
 """Records of one address within that time."""
 
 IN_ALL = 200
@@ -33,7 +37,7 @@ class RemoteRefusals:
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
         self._loop = asyncio.get_running_loop()
-        self._counts: dict[str, int] = {}
+        self._counts: Counter[tuple[object, ...]] = Counter()
         self._recorded = 0
         self._left_out = 0
         self._end: asyncio.TimerHandle | None = None
@@ -47,14 +51,15 @@ class RemoteRefusals:
         certificate: Mapping[str, object] | None = None,
     ) -> None:
         """Records one, if there is room for it."""
-        host = host_of(address)
+        host = (host_of(address),)
+        cause = (*host, error.reason, (certificate or {}).get("serial"))
         if self._end is None:
             self._end = self._loop.call_later(WINDOW_SECONDS, self._renew, socket)
-        if self._recorded >= IN_ALL or self._counts.get(host, 0) >= PER_ADDRESS:
+        if self._recorded >= IN_ALL or self._counts[host] >= PER_ADDRESS or self._counts[cause] >= PER_CAUSE:
             self._left_out += 1
             return
         self._recorded += 1
-        self._counts[host] = self._counts.get(host, 0) + 1
+        self._counts.update((host, cause))
         self._audit.connection_refused(socket, None, error, names=names, address=address, certificate=certificate or {})
 
     def close(self) -> None:

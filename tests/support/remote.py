@@ -32,7 +32,8 @@ def uri(role: Role | None) -> str:
 
 def identities(roles: Mapping[str, Role | None]) -> dict[str, Identity]:
     """Identities by "uri:…" and "dns:…"."""
-    return {match: Identity(*match.split(":", 1), role) for match, role in roles.items()}
+    parts = {match: match.partition(":") for match in roles}
+    return {match: Identity(parts[match][0], parts[match][2], role) for match, role in roles.items()}
 
 
 EVERY_ROLE = identities({f"uri:{uri(role)}": role for role in Role})

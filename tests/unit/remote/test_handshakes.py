@@ -128,7 +128,8 @@ REFUSALS = (
 async def test_every_refusal_has_its_word_and_names_the_certificate(tmp_path: Path, cause: str) -> None:
     async with shaking(tmp_path) as one:
         setup = one.setup
-        clients, shown = setup.clients, (f"uri:{NAME}",)
+        clients = setup.clients
+        shown: tuple[str, ...] = (f"uri:{NAME}",)
         certificate: Issued | None = clients.issue("vmm", uris=[NAME])
         assert certificate is not None
         context = None

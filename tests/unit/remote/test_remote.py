@@ -259,12 +259,13 @@ async def test_files_that_are_no_good_change_nothing_and_say_so(
 
 
 async def test_strangers_do_not_push_the_audit_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_refusals, "PER_ADDRESS", 3)
+    monkeypatch.setattr(remote_refusals, "PER_CAUSE", 3)
     async with serving_remotely(tmp_path) as one:
         for _ in range(8):
             await refused(one, None)
+        await refused(one, one.of(None))
     found = [record["reason"] for record in records(tmp_path)]
-    assert found[:-1] == ["NO_CERTIFICATE"] * 3
+    assert found[:4] == ["NO_CERTIFICATE"] * 3 + ["IDENTITY_NOT_ALLOWED"]
     assert found[-1] == "NOT_RECORDED"
 
 

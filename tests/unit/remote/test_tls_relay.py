@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 from sevd.access import relay as relay_module
 from sevd.access.relay import Relay
@@ -104,7 +105,7 @@ async def test_bulk_both_ways_at_once(tmp_path: Path) -> None:
         asyncio.to_thread(plain.sendall, down),
         writer.drain(),
     )
-    assert found[:2] == [up, down]
+    assert (found[0], found[1]) == (up, down)
     plain.close()
     writer.close()
     await asyncio.wait_for(ended.wait(), 10)
@@ -115,7 +116,8 @@ async def test_a_slow_reader_stops_its_writer_and_nothing_piles_up(tmp_path: Pat
     sending = asyncio.ensure_future(asyncio.to_thread(joined.client.sendall, data))
     await asyncio.sleep(0.3)
     assert not sending.done()
-    waiting = [one._pending for one in joined.relay._directions if one._pending is not None]
+    directions: tuple[Any, ...] = joined.relay._directions
+    waiting = [one._pending for one in directions if one._pending is not None]
     assert all(len(one) <= relay_module.BUFFER_BYTES for one in waiting)
     # The other way goes on meanwhile.
     joined.server.sendall(b"meanwhile")
@@ -153,7 +155,7 @@ async def test_the_end_of_the_server_is_said_in_tls(tmp_path: Path) -> None:
     joined.server.sendall(b"good bye")
     joined.server.close()
     # Without close_notify this would be an error.
-    joined.client.suppress_ragged_eofs = False
+    joined.client.suppress_ragged_eofs = False  # type: ignore[attr-defined]
     assert await asyncio.to_thread(read, joined.client, 100) == b"good bye"
     await joined.finish()
 
