@@ -107,6 +107,7 @@ class ControlClient:
         *,
         change: str = COPY,
         moves: Sequence[tuple[int, int, int]] = (),
+        lent: Sequence[tuple[int, int]] = (),
     ) -> tuple[int, int]:
         """The same ioctl again and again, until one fails, in one exchange: (how many succeeded, errno or 0).
 
@@ -116,11 +117,13 @@ class ControlClient:
             arguments: Its arguments, at most 1024.
             change: What `moves` do: COPY, OPEN or SEAL.
             moves: Guest memory that is moved before, as `transfer` does it: (source, target, bytes).
+            lent: Ranges of memory that nobody else touches meanwhile, (address, bytes): they are copied once each way.
 
         Raises:
             OSError: A move failed, and nothing was begun.
         """
         fields = {"arguments": list(arguments), "change": change, "moves": [list(move) for move in moves]}
+        fields["lent"] = [list(one) for one in lent]
         answer = self.call("ioctls", fd=fd, request=request, **fields)
         return packets.whole(answer, "done"), packets.whole(answer, "failed")
 

@@ -20,6 +20,9 @@ Message = dict[str, object]
 IOCTLS_MAX = 1024
 """Most ioctls of one request."""
 
+LENT_RANGES, LENT_MAX = 64, 1 << 20
+"""Most ranges of memory that the process lends for one request, and bytes of each."""
+
 _U32, _U64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -80,9 +83,13 @@ def _ioctls(session: Session, message: Message) -> Message:
         raise MalformedInput(f"arguments: expected a list of at most {IOCTLS_MAX} numbers", field="arguments")
     numbers = [_number({"arguments": one}, "arguments") for one in arguments]
     moves = packets.runs(message, "moves", 3)
-    if moves:
-        control_memory.move_each(session.simulator, session.process, fd, packets.text(message, "change"), moves)
-    done, failed = session.process.ioctls(fd, request, numbers)
+    lent = packets.runs(message, "lent", 2)
+    if any(address < 0 or not 0 <= size <= LENT_MAX for address, size in lent) or len(lent) > LENT_RANGES:
+        raise MalformedInput(f"lent: expected at most {LENT_RANGES} ranges of {LENT_MAX} bytes", field="lent")
+    with session.process.memory.lent([(address, size) for address, size in lent]):
+        if moves:
+            control_memory.move_each(session.simulator, session.process, fd, packets.text(message, "change"), moves)
+        done, failed = session.process.ioctls(fd, request, numbers)
     return {"done": done, "failed": failed}
 
 

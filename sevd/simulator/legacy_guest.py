@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sev import status
 from sev.abi.sev_policy import SevPolicy
+from sev.session.kdf import Counter
 from sev.session.keys import TransportKeys
 from sev.session.measurement import RunningDigest
 from sevd.simulator.firmware_legacy import WORKING
@@ -28,6 +29,7 @@ UNINIT, LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT = range(7)
 """States of a guest, as GUEST_STATUS tells them."""
 
 VMSA_SIZE = 4096
+_IV_BYTES = 1024
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class LegacyGuest:
         asid: Bound ASID; 0 while there is none.
         ran: It was in state RUNNING, so that its ASID needs a flush after it.
         keys: TEK and TIK of the launch or migration under way; None when there is none.
+        counter: TEK as it encrypts, with the keys that it is of.
+        ivs: Random bytes, drawn for the packets that come.
         content: Hash over what was launched so far.
         digest: Launch digest, 32 bytes, once it is measured; zeros for a guest that was received.
         measure: What LAUNCH_MEASURE answered, 32 bytes.
@@ -52,9 +56,28 @@ class LegacyGuest:
     keys: TransportKeys | None = field(default=None, repr=False)
     asid: int = 0
     ran: bool = False
+    counter: tuple[TransportKeys, Counter] | None = field(default=None, repr=False)
+    ivs: bytes = field(default=b"", repr=False)
     content: RunningDigest = field(default_factory=RunningDigest, repr=False)
     digest: bytes = bytes(32)
     measure: bytes = bytes(32)
+
+
+def sealing(guest: LegacyGuest) -> Counter:
+    """The TEK of the launch or migration under way, made to encrypt and decrypt."""
+    keys = guest.keys
+    assert keys is not None
+    if guest.counter is None or guest.counter[0] is not keys:
+        guest.counter = keys, Counter(keys.tek)
+    return guest.counter[1]
+
+
+def fresh_iv(platform: Platform, guest: LegacyGuest) -> bytes:
+    """16 random bytes, drawn for many packets at once."""
+    if not guest.ivs:
+        guest.ivs = platform.random(_IV_BYTES)
+    iv, guest.ivs = guest.ivs[:16], guest.ivs[16:]
+    return iv
 
 
 def working(platform: Platform) -> None:

@@ -27,9 +27,11 @@ from sevd.simulator.legacy_guest import (
     VMSA_SIZE,
     LegacyGuest,
     active,
+    fresh_iv,
     in_state,
     need_aligned,
     need_blocks,
+    sealing,
     working,
 )
 
@@ -143,8 +145,8 @@ def _send(
     if vmsa and not guest.policy.es:
         raise FirmwareStatus(status.UNSUPPORTED)
     assert guest.keys is not None
-    iv = platform.random(16)
-    sealed = kdf.ctr(guest.keys.tek, iv, guest.memory.decrypt(address, data))
+    iv = fresh_iv(platform, guest)
+    sealed = sealing(guest).run(iv, guest.memory.decrypt(address, data))
     tag = kdf.mac(guest.keys.tik, secret.covered(_CONTEXT, 0, iv, sealed))
     return bytes(4) + iv + tag, sealed
 
@@ -190,7 +192,7 @@ def _receive(
     assert guest.keys is not None
     if not hmac.compare_digest(kdf.mac(guest.keys.tik, secret.covered(_CONTEXT, flags, iv, packet)), tag):
         raise FirmwareStatus(status.BAD_MEASUREMENT)
-    return guest.memory.encrypt(address, kdf.ctr(guest.keys.tek, iv, packet))
+    return guest.memory.encrypt(address, sealing(guest).run(iv, packet))
 
 
 def receive_finish(platform: Platform, handle: int) -> None:

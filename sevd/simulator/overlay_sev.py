@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 BLOCK = 16
 """What the firmware encrypts is a multiple of it."""
 
+_LENT_MAX = 1 << 20
+"""Bytes of memory in one piece that are lent to the model for commands."""
+
 FINISHES = frozenset({kvm_sev.LAUNCH_FINISH, kvm_sev.RECEIVE_FINISH})
 _FILLS: dict[int, type[abi.LaunchUpdateData | abi.LaunchSecret | abi.ReceiveUpdateData | abi.Debug]] = {
     kvm_sev.LAUNCH_UPDATE_DATA: abi.LaunchUpdateData,
@@ -188,19 +191,25 @@ class SevOverlay:
                     self._move(SEAL, slot.window.private + page * PAGE, base + page * PAGE, PAGE)
 
     def _receive_each(self, arguments: Sequence[int]) -> tuple[int, int]:
-        memory = self._kernel.memory
-        parts = []
+        memory, parts, lent = self._kernel.memory, list[tuple[int, int]](), list[tuple[int, int]]()
         for argument in arguments:
             data = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size())).data
             parts.append(self._filled(kvm_sev.RECEIVE_UPDATE_DATA, data))
-        done, failed = self._kernel.control.ioctls(self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, arguments)
+            _append(lent, *parts[-1])
+        lent.append(memory.extent(arguments[0]))
+        done, failed = self._ask_each(arguments, lent)
         for address, size in parts[:done]:
-            last, length = self._ranges[-1] if self._ranges else (0, 0)
-            if last + length == address:
-                self._ranges[-1] = (last, length + size)
-            else:
-                self._ranges.append((address, size))
+            _append(self._ranges, address, size)
         return done, failed
+
+    def _ask_each(
+        self, arguments: Sequence[int], lent: list[tuple[int, int]], moves: Sequence[tuple[int, int, int]] = ()
+    ) -> tuple[int, int]:
+        """The commands, with the memory that is theirs meanwhile; pages of `moves` are encrypted before."""
+        small = [one for one in lent if one[1] <= _LENT_MAX]
+        return self._kernel.control.ioctls(
+            self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, arguments, change=SEAL, moves=moves, lent=small
+        )
 
     # Commands that look at the guest.
 
@@ -226,40 +235,31 @@ class SevOverlay:
         return self._issue(argument, replace(request, guest_uaddr=place), page)
 
     def _send_each(self, arguments: Sequence[int]) -> tuple[int, int]:
-        """Pages are encrypted for the command in memory of its own, those that follow each other in one move."""
-        memory, count = self._kernel.memory, len(arguments)
-        places, moves = list[int](), list[tuple[int, int, int]]()
-        envelope, structure = kvm_sev.SevCmd.size(), abi.SendUpdateData.size()
-        area = mmap.mmap(-1, count * (2 * PAGE))
-        base = memory.place(memoryview(area))
+        """Each page is encrypted to where its packet will be, and sent from there."""
+        memory = self._kernel.memory
+        asked, moves = list[tuple[int, abi.SendUpdateData]](), list[tuple[int, int, int]]()
+        for argument in arguments:
+            data = kvm_sev.SevCmd.decode(memory.read(argument, kvm_sev.SevCmd.size())).data
+            request = self._read(abi.SendUpdateData, data)
+            plain, there = self._plain(request.guest_uaddr), request.trans_uaddr
+            whole = request.guest_uaddr % PAGE == 0 and request.guest_len == request.trans_len == PAGE
+            if not (whole and plain and request.hdr_len) or there % BLOCK:
+                raise _Unknown
+            asked.append((data, request))
+            source, target, length = moves[-1] if moves else (0, 0, 0)
+            if (source + length, target + length) == (plain, there):
+                moves[-1] = (source, target, length + PAGE)
+            else:
+                moves.append((plain, there, PAGE))
+        if len({request.trans_uaddr // PAGE for _, request in asked}) < len(asked):
+            raise _Unknown  # they overlap
         try:
-            for index, argument in enumerate(arguments):
-                command = kvm_sev.SevCmd.decode(memory.read(argument, envelope))
-                request = self._read(abi.SendUpdateData, command.data)
-                plain = self._plain(request.guest_uaddr)
-                wrong = not (request.hdr_len and request.trans_len and plain)
-                if wrong or request.guest_uaddr % PAGE + request.guest_len > PAGE:
-                    raise _Unknown
-                sealed, room = index * PAGE, (count + index) * PAGE
-                asked = replace(request, guest_uaddr=base + sealed + request.guest_uaddr % PAGE)
-                area[room : room + structure] = asked.encode()
-                area[room + structure : room + structure + envelope] = replace(command, data=base + room).encode()
-                places.append(base + room + structure)
-                if moves and sum(moves[-1][::2]) == plain:
-                    moves[-1] = (moves[-1][0], moves[-1][1], moves[-1][2] + PAGE)
-                else:
-                    moves.append((plain, base + sealed, PAGE))
-            operation = kvm.KVM_MEMORY_ENCRYPT_OP
-            done, failed = self._kernel.control.ioctls(self._fd, operation, places, change=SEAL, moves=moves)
-            for argument, place in zip(arguments[: done + 1], places, strict=False):
-                error = kvm_sev.SevCmd.decode(memory.read(place, envelope)).error
-                memory.write(
-                    argument, replace(kvm_sev.SevCmd.decode(memory.read(argument, envelope)), error=error).encode()
-                )
-            return done, failed
+            for data, request in asked:
+                memory.write(data, replace(request, guest_uaddr=request.trans_uaddr).encode())
+            return self._ask_each(arguments, [memory.extent(arguments[0])], moves)
         finally:
-            memory.release(base)
-            area.close()
+            for data, request in asked:
+                memory.write(data, request.encode())
 
     def _sealed(self, address: int) -> tuple[int, int]:
         """Where the page of a byte lies as the guest has it now (0: it is in no slot), and where that byte will be once
@@ -338,6 +338,15 @@ class SevOverlay:
 
     def _model(self, argument: int) -> int:
         return self._kernel.model(self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, argument)
+
+
+def _append(ranges: list[tuple[int, int]], address: int, size: int) -> None:
+    """One more range, or a longer last one."""
+    last, length = ranges[-1] if ranges else (0, 0)
+    if length and last + length == address:
+        ranges[-1] = (last, length + size)
+    else:
+        ranges.append((address, size))
 
 
 def one_by_one(ioctl: Callable[[int, int], int], request: int, arguments: Sequence[int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from sevd.simulator.address_space import AddressSpace
 from sevd.simulator.errnos import fail
+from sevd.simulator.lent import LentMemory
 from sevd.simulator.process import File, Process
 from sevd.simulator.rlimit import lockable
 
@@ -87,6 +88,25 @@ class RemoteMemory(AddressSpace):
         self.pid = pid
         self._pidfd = pidfd
         self._image = image
+        self._lent: LentMemory | None = None
+
+    @contextlib.contextmanager
+    def lent(self, ranges: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """Works on copies of (address, size) ranges meanwhile (sevd.simulator.lent); what cannot be read, where it is.
+
+        Raises:
+            OSError: As `write`, at the end.
+        """
+        lent = LentMemory(self.write)
+        for address, size in ranges:
+            with contextlib.suppress(OSError):
+                lent.add(address, bytearray(self.read(address, size)))
+        self._lent = lent
+        try:
+            yield
+        finally:
+            self._lent = None
+            lent.give_back()
 
     def read(self, address: int, size: int) -> bytes:
         """Copies size bytes out.
@@ -96,6 +116,12 @@ class RemoteMemory(AddressSpace):
         """
         if size <= 0:
             return b"" if not size else fail(errno.EFAULT)
+        if self._lent is not None:
+            found = self._lent.read(address, size)
+            if found is not None:
+                return found
+            if self._lent.touches(address, size):
+                self._lent.give_back()
         scratch = _scratch
         if size <= _SCRATCH_SIZE - _SCRATCH_DATA:
             self._transfer(_readv, scratch.address + _SCRATCH_DATA, address, size)
@@ -114,6 +140,11 @@ class RemoteMemory(AddressSpace):
         size = len(data)
         if not size:
             return
+        if self._lent is not None:
+            if self._lent.write(address, data):
+                return
+            if self._lent.touches(address, size):
+                self._lent.give_back()
         scratch = _scratch
         if size <= _SCRATCH_SIZE - _SCRATCH_DATA:
             scratch.view[_SCRATCH_DATA : _SCRATCH_DATA + size] = data

@@ -69,6 +69,11 @@ class LinuxMemory:
         view, start = self._find(address, len(data))
         view[start : start + len(data)] = data
 
+    def extent(self, address: int) -> tuple[int, int]:
+        """(address, bytes) of the piece that was placed where an address lies. Raises OSError(EFAULT) if none was."""
+        view, start = self._find(address, 0)
+        return address - start, len(view)
+
     def release(self, address: int) -> None:
         """Gives an address back. Raises OSError(EFAULT) if nothing was placed there."""
         with self._lock:
