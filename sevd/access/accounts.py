@@ -120,6 +120,10 @@ class Accounts:
             account = self._accounts[owner] = Account(owner)
         return account
 
+    def get(self, owner: str) -> Account | None:
+        """The account of an identity that has something in use."""
+        return self._accounts.get(owner)
+
     def settle(self, account: Account) -> None:
         """Forgets an account of which nothing is in use."""
         if not (account.connections or account.calls) and self._accounts.get(account.owner) is account:

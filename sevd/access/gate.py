@@ -17,7 +17,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sev.errors import LimitReached, NotPermitted, SevError
 from sev.records import mutable_record
@@ -26,8 +26,9 @@ from sevd.access.greeting import Greeting
 from sevd.access.identity import Caller
 from sevd.access.inbound import Inbound
 from sevd.access.listeners import Listener
-from sevd.access.peer import Peer, peer_of
+from sevd.access.peer import Peer, peer_of, uid_of
 from sevd.access.policy import AccessPolicy
+from sevd.access.refusals import Refusals
 from sevd.access.relay import End, Relay
 from sevd.access.turns import Turns
 from sevd.audit import Audit
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from sevd.access.remote_peer import RemotePeer
 
 ACCEPTS_PER_WAKE = 64
-"""Connections taken in one go, before calls are served again."""
+"""Connections taken in one go at most, before calls are served again."""
+
+ACCEPT_SECONDS = 0.001
+"""How long that may take."""
 
 DIAL_SECONDS = 2.0
 """How long a caller waits for the server's own queue to have room."""
@@ -49,6 +53,8 @@ PAUSE_SECONDS = 0.1
 """How long nothing is accepted after the process ran out of descriptors or memory."""
 
 log = logging.getLogger(__name__)
+
+_CROWDED = LimitReached("this user's connections are as many as are allowed, and more keep coming")
 
 
 @mutable_record
@@ -100,6 +106,9 @@ class Gate:
         self._listeners: list[Listener] = []
         self.accounts = Accounts()
         """What each identity uses."""
+        self.refusals = Refusals(self._left_out)
+        """Which refusals are recorded one by one."""
+        self._crowds: dict[int, int] = {}
         self.turns = Turns()
         """Whose turn it is."""
         self._empty = asyncio.Event()
@@ -127,6 +136,7 @@ class Gate:
 
     def stop_accepting(self) -> None:
         """Accepts nothing more, and gives the paths up that were bound here."""
+        self.refusals.renew()
         if self.remote is not None:
             self.remote.stop()
         for listener in self._listeners:
@@ -138,6 +148,7 @@ class Gate:
         """Takes another policy: open connections get their new role, or are closed if they have none any more."""
         self._policy = policy
         self._limits = limits
+        self._crowds.clear()
         for connection in list(self.connections.values()):
             kind = connection.listener.kind
             if isinstance(connection.peer, Peer):
@@ -177,7 +188,10 @@ class Gate:
                 connection.relay.close()
 
     def _accept(self, listener: Listener) -> None:
-        for _ in range(ACCEPTS_PER_WAKE):
+        until = self._loop.time() + ACCEPT_SECONDS
+        for number in range(ACCEPTS_PER_WAKE):
+            if number and self._loop.time() >= until:
+                return  # the others have waited long enough
             try:
                 client, address = listener.socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -193,7 +207,7 @@ class Gate:
                     self._admit(listener, client)
             except SevError as error:
                 client.close()
-                log.warning("connection refused socket=%s: %s", listener.kind.name, error.message)
+                log.debug("connection refused socket=%s: %s", listener.kind.name, error.message)
             except OSError as error:
                 client.close()
                 log.warning("connection lost socket=%s: %s", listener.kind.name, os.strerror(error.errno or 0))
@@ -211,17 +225,48 @@ class Gate:
 
     def _admit(self, listener: Listener, client: socket.socket) -> None:
         """Admits a connection and joins it to the server. Raises SevError for one that may not be."""
+        if self._crowds and self._crowded(uid_of(client)):
+            self._audit.count_refused(listener.kind.name, _CROWDED.reason)
+            raise _CROWDED
         try:
             peer = peer_of(client)
         except SevError as error:
-            self._audit.connection_refused(listener.kind.name, None, error)
-            raise
+            self._refuse(listener, "", None, error)
         try:
             self.enter(listener, client, peer, self._caller(listener, peer))
         except SevError as error:
-            self._audit.connection_refused(listener.kind.name, peer, error)
             peer.close()
-            raise
+            if error.metadata.get("limit") == "connections_per_identity":
+                self._crowds[peer.uid] = int(error.metadata["value"])
+            self._refuse(listener, f"uid:{peer.uid}", peer, error)
+
+    def _refuse(self, listener: Listener, owner: str, peer: Peer | None, error: SevError) -> NoReturn:
+        """Records a refusal, as one of so many, and raises it."""
+        if self.refusals.record(owner, error.reason):
+            self._audit.connection_refused(listener.kind.name, peer, error)
+        else:
+            self._audit.count_refused(listener.kind.name, error.reason)
+        raise error
+
+    def _crowded(self, uid: int) -> bool:
+        """Whether this user has as many connections as he may have, and the next refusal would not be recorded.
+
+        Then nothing needs to be found out about another one. Where units have rules a user may be several identities,
+        and each is looked at.
+        """
+        most, owner = self._crowds.get(uid), f"uid:{uid}"
+        if most is None:
+            return False
+        account = self.accounts.get(owner)
+        if account is None or account.connections < most or self._policy.units:
+            del self._crowds[uid]
+            return False
+        return not self.refusals.recorded(owner, _CROWDED.reason)
+
+    def _left_out(self, owner: str, reason: str, count: int) -> None:
+        error = NotPermitted(f"{count} more refusals of {owner or 'others'} for {reason} were not recorded one by one")
+        error.reason = "NOT_RECORDED"
+        self._audit.connection_refused("", None, error)
 
     def enter(self, listener: Listener, client: End, peer: Peer | RemotePeer, caller: Caller) -> str:
         """Joins a connection whose caller is known to the server, and takes it over; its name among `connections`.

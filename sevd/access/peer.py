@@ -141,6 +141,13 @@ def peer_of(connection: socket.socket) -> Peer:
     return Peer(uid, gid, pid, _groups(connection), _pidfd(connection))
 
 
+def uid_of(connection: socket.socket) -> int:
+    """The user at the other end of a Unix socket, and nothing else about him. Raises OSError."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid
+
+
 def _groups(connection: socket.socket) -> tuple[int, ...]:
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _SMALL_BYTES)

@@ -27,6 +27,7 @@ from sev.errors import (
 )
 from sevd.access.accounts import Account, CallLimits
 from sevd.access.gate import Connection
+from sevd.access.refusals import Refusals
 from sevd.access.roles import Role
 from sevd.api.faults import Failure, failure
 from sevd.api.once import Once, check_id
@@ -40,6 +41,9 @@ from sevd.metrics.tally import Tally
 
 if TYPE_CHECKING:
     from sevd.tracing import Spans
+
+_BOUNDED = (NotPermitted, LimitReached, NotFound)
+"""Refusals that a caller can have as often as he likes: only so many are recorded one by one."""
 
 _AUDITED = (NotPermitted, ConfirmationMissing, LimitReached, NotFound)
 """Refusals that are recorded for calls that change nothing, too."""
@@ -61,6 +65,7 @@ class Frame:
         *,
         limits: CallLimits | None = None,
         settle: Callable[[Account], None] = lambda account: None,
+        refusals: Refusals | None = None,
         tally: Tally | None = None,
     ) -> None:
         """
@@ -70,6 +75,7 @@ class Frame:
             once: Calls under request ids.
             missing: What is missing for the calls of a service that need the device; nothing if it is there.
             limits: What calls of one identity may use.
+            refusals: Which refusals are recorded one by one.
             settle: Called with an account after the last call of a connection that has ended.
             tally: Where calls are counted.
         """
@@ -88,6 +94,7 @@ class Frame:
         self._once = once
         self._missing = missing
         self._settle = settle
+        self._refusals = refusals or Refusals(lambda owner, reason, count: None)
 
     def enter(self, peer: str, role: Role | None, name: str, *, stream: bool = False) -> Connection:
         """Who calls, counted in; to be followed by `leave`. A `stream` of answers is one that a stop does not wait for.
@@ -242,6 +249,8 @@ class Frame:
             self.spans.call(trace, code, seconds)
         error = trace.error
         if connection is None or not (mutating or isinstance(error, _AUDITED)):
+            return
+        if isinstance(error, _BOUNDED) and not self._refusals.record(connection.caller.owner, error.reason):
             return
         facts: dict[str, object] = {"method": trace.method, "target": trace.target, "request_id": trace.request_id}
         if cancelled:

@@ -47,6 +47,9 @@ END_SECONDS = 1.0
 LAST_SECONDS = 86400.0
 """When gRPC itself would cut calls off: never, it is not asked to judge."""
 
+HANDSHAKE_MS = 10_000
+"""How long a connection may take until its settings are there."""
+
 WINDOW_BYTES = 1 << 20
 """What a caller may send on one stream before it hears that there is room for more: a message of an upload."""
 
@@ -122,6 +125,7 @@ class Server:
             missing,
             limits=limits.calls,
             settle=self.gate.accounts.settle,
+            refusals=self.gate.refusals,
             tally=tally,
         )
         self.foreign = Foreign(self.frame, self._listed, self._serving)
@@ -131,7 +135,9 @@ class Server:
                 ("grpc.max_receive_message_length", limits.message_bytes),
                 ("grpc.max_send_message_length", SEND_BYTES),
                 ("grpc.max_metadata_size", METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", METADATA_BYTES),
                 ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
             ]
         )
