@@ -29,7 +29,6 @@ UNINIT, LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT = range(7)
 """States of a guest, as GUEST_STATUS tells them."""
 
 VMSA_SIZE = 4096
-_IV_BYTES = 1024
 
 
 @dataclass(slots=True)
@@ -44,7 +43,6 @@ class LegacyGuest:
         ran: It was in state RUNNING, so that its ASID needs a flush after it.
         keys: TEK and TIK of the launch or migration under way; None when there is none.
         counter: TEK as it encrypts, with the keys that it is of.
-        ivs: Random bytes, drawn for the packets that come.
         content: Hash over what was launched so far.
         digest: Launch digest, 32 bytes, once it is measured; zeros for a guest that was received.
         measure: What LAUNCH_MEASURE answered, 32 bytes.
@@ -57,7 +55,6 @@ class LegacyGuest:
     asid: int = 0
     ran: bool = False
     counter: tuple[TransportKeys, Counter] | None = field(default=None, repr=False)
-    ivs: bytes = field(default=b"", repr=False)
     content: RunningDigest = field(default_factory=RunningDigest, repr=False)
     digest: bytes = bytes(32)
     measure: bytes = bytes(32)
@@ -70,14 +67,6 @@ def sealing(guest: LegacyGuest) -> Counter:
     if guest.counter is None or guest.counter[0] is not keys:
         guest.counter = keys, Counter(keys.tek)
     return guest.counter[1]
-
-
-def fresh_iv(platform: Platform, guest: LegacyGuest) -> bytes:
-    """16 random bytes, drawn for many packets at once."""
-    if not guest.ivs:
-        guest.ivs = platform.random(_IV_BYTES)
-    iv, guest.ivs = guest.ivs[:16], guest.ivs[16:]
-    return iv
 
 
 def working(platform: Platform) -> None:

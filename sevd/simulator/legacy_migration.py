@@ -27,7 +27,6 @@ from sevd.simulator.legacy_guest import (
     VMSA_SIZE,
     LegacyGuest,
     active,
-    fresh_iv,
     in_state,
     need_aligned,
     need_blocks,
@@ -145,7 +144,7 @@ def _send(
     if vmsa and not guest.policy.es:
         raise FirmwareStatus(status.UNSUPPORTED)
     assert guest.keys is not None
-    iv = fresh_iv(platform, guest)
+    iv = platform.random(16)
     sealed = sealing(guest).run(iv, guest.memory.decrypt(address, data))
     tag = kdf.mac(guest.keys.tik, secret.covered(_CONTEXT, 0, iv, sealed))
     return bytes(4) + iv + tag, sealed
