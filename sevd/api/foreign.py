@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from sev.errors import SevError
+from sev.errors import NotPermitted, SevError
 from sevd.access.gate import Connection
 from sevd.api.frame import Frame
-from sevd.api.rules import FOREIGN
+from sevd.api.rules import FOREIGN, LOCAL
 from sevd.api.trace import Context, begin
 
 HEALTH = "grpc.health.v1.Health"
@@ -133,6 +133,9 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
     async def enter(context: Context) -> Connection:
         trace, peer = begin(name, context), context.peer()
         try:
+            connection = frame.connections.get(peer)
+            if connection is not None and connection.listener.kind.remote and path in LOCAL:
+                raise NotPermitted(f"{name} is for callers of this machine alone", remedy="Use the published protos.")
             return frame.enter(peer, role, name, stream=True)
         except SevError as error:
             lost = frame.failed(error, name, trace)

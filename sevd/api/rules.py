@@ -21,12 +21,13 @@ from sevd.access.roles import Role
 
 FOREIGN: dict[str, Role | None] = {
     "/grpc.health.v1.Health/Check": None,
-    "/grpc.health.v1.Health/List": None,
     "/grpc.health.v1.Health/Watch": None,
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Role.VIEWER,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.VIEWER,
 }
 """Methods that are not ours, and the role that each needs; None: whoever was admitted. Others are not served."""
+
+LOCAL = frozenset(path for path in FOREIGN if path.endswith("/ServerReflectionInfo"))
+"""Methods that callers from other machines do not get: they have the API's description, and others need not know it."""
 
 
 class UndeclaredMethod(InternalError):

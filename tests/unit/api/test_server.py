@@ -18,7 +18,6 @@ from google.protobuf.message import Message
 from sev.errors import FirmwareError, LimitReached, NotFound
 from sev.v1 import guest_pb2, host_pb2, snp_platform_pb2
 from sevd.access.accounts import GateLimits
-from sevd.access.roles import Role
 from sevd.api.rules import UndeclaredMethod
 from sevd.api.server import ServerLimits
 from tests.support.serving import METHODS, SERVICES, EasySkin, by_name, call, call_on, details, filled, serving
@@ -36,36 +35,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def connect(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
-
-
-@pytest.mark.parametrize("role", list(Role), ids=lambda role: role.text)
-async def test_every_method_from_every_role(tmp_path: Path, role: Role) -> None:
-    async with serving(tmp_path, role=role) as (_, target), connect(target) as channel:
-        for method in METHODS:
-            if role >= method.role:
-                answer = await call_on(channel, method, filled(method))
-                assert isinstance(answer, method.response), method.name
-                continue
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call_on(channel, method, filled(method))
-            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED, method.name
-            info, _ = details(caught.value)
-            assert (info.reason, info.metadata["needed"]) == ("NOT_PERMITTED", method.role.text)
-    refused = {record["method"] for record in records(tmp_path) if record["result"] == "refused"}
-    assert refused == {method.name for method in METHODS if role < method.role}
-
-
-async def test_nobody_gets_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path, role=None) as (_, target):
-        for method in METHODS:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call(target, method)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    refused = records(tmp_path)
-    assert len(refused) >= len(METHODS)
-    assert {(one["what"], one["reason"], one["caller"]["uid"]) for one in refused} == {
-        ("connection", "NOT_PERMITTED", os.geteuid())
-    }
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method.destructive], ids=lambda one: one.name)
