@@ -157,6 +157,7 @@ class AsyncHost:
     disown_platform = _Does(lambda: sev_operations.disown_platform)
     endorsements = _Does(lambda: operations.endorsements)
     import_endorsements = _Does(lambda: operations.import_endorsements)
+    refresh_endorsements = _Does(lambda: operations.refresh_endorsements)
     create_guest = _Does(lambda: guest_operations.create_guest)
     load_memory = _Does(lambda: guest_operations.load_memory)
     start_launch = _Does(lambda: guest_operations.start_launch)

@@ -48,6 +48,9 @@ READ_SECONDS = 10.0
 DEVICE_SECONDS = 60.0
 """What a change that reaches the firmware may take beyond the connection's timeout."""
 
+REFRESH_SECONDS = 300.0
+"""What asking a key distribution service for everything may take: up to half a minute for each thing."""
+
 
 class Call(Generic[M]):
     """One RPC.

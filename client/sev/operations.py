@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sev.calls import READ_SECONDS, Call, Stream, ask, device, new_request_id
+from sev.calls import READ_SECONDS, REFRESH_SECONDS, Call, Stream, ask, device, new_request_id
 from sev.errors import MalformedInput, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sev.audit_trail import AuditFilter, AuditRecord
     from sev.calls import Operation
-    from sev.endorsement_model import Endorsement, Endorsements
+    from sev.endorsement_model import Endorsement, Endorsements, RefreshState
     from sev.event_model import Event
     from sev.host.verdict import HostCheck
     from sev.metrics_model import Metrics
@@ -256,6 +256,28 @@ def endorsements() -> Operation[Endorsements]:
     )
     answer = yield from ask(call)
     return Endorsements.from_message(answer)
+
+
+def refresh_endorsements(*, validate_only: bool = False, request_id: str = "") -> Operation[RefreshState]:
+    """Has the daemon ask now for what it needs of certificates and lists; answers how it stands.
+
+    Args:
+        validate_only: Ask nobody, only answer how it stands.
+        request_id: Makes retries safe; one is made if empty.
+    """
+    from sev.endorsement_model import RefreshState
+    from sev.v1 import endorsement_pb2 as pb
+
+    request_id = request_id or new_request_id()
+    call = Call(
+        "EndorsementService/RefreshEndorsements",
+        pb.RefreshEndorsementsRequest(validate_only=validate_only, request_id=request_id),
+        pb.RefreshEndorsementsResponse,
+        seconds=REFRESH_SECONDS,
+        request_id=request_id,
+    )
+    answer = yield from ask(call)
+    return RefreshState.from_message(answer.refresh)
 
 
 def import_endorsements(

@@ -10,7 +10,7 @@ from sev.v1 import endorsement_pb2 as pb
 from sevd.access.identity import Caller
 from sevd.api import messages
 from sevd.api.skin import PlainSkin
-from sevd.endorsements.model import Endorsement, EndorsementSet
+from sevd.endorsements.model import Endorsement, EndorsementSet, RefreshState
 
 CONTENT_BYTES = 64 << 10
 """Largest content of one import."""
@@ -21,6 +21,12 @@ class Store(Protocol):
 
     async def current(self) -> EndorsementSet:
         """What fits this chip now."""
+
+    async def refreshing(self) -> RefreshState:
+        """How it stands with keeping them current."""
+
+    async def renew(self) -> RefreshState:
+        """Looks at everything that is needed now, and asks for what is missing or due."""
 
     async def import_(self, contents: list[bytes], *, validate_only: bool = False) -> Iterable[Endorsement]:
         """Checks and keeps certificates; answers those that were taken."""
@@ -34,7 +40,15 @@ class EndorsementSkin(PlainSkin):
 
     async def get_endorsements(self, caller: Caller, request: pb.GetEndorsementsRequest) -> pb.GetEndorsementsResponse:
         """What endorses this chip and its reported TCB."""
-        return messages.endorsement_set(await self._store.current())
+        return messages.endorsement_set(await self._store.current(), await self._store.refreshing())
+
+    async def refresh_endorsements(
+        self, caller: Caller, request: pb.RefreshEndorsementsRequest
+    ) -> pb.RefreshEndorsementsResponse:
+        """Asks for what is missing or due, now."""
+        state = await (self._store.refreshing() if request.validate_only else self._store.renew())
+        simulated = (await self._store.current()).simulated
+        return pb.RefreshEndorsementsResponse(refresh=messages.refresh_state(state), simulated=simulated)
 
     async def import_endorsements(
         self, caller: Caller, request: pb.ImportEndorsementsRequest

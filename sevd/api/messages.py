@@ -28,7 +28,7 @@ from sevd.platform.views import (
 )
 
 if TYPE_CHECKING:
-    from sevd.endorsements.model import Endorsement, EndorsementSet
+    from sevd.endorsements.model import Endorsement, EndorsementSet, RefreshState
 
 
 def timestamp(time: datetime) -> Timestamp:
@@ -277,14 +277,36 @@ def endorsement(value: Endorsement) -> endorsement_pb2.Endorsement:
         der=value.der,
         tcb=tcb(value.tcb) if value.tcb is not None else None,
         origin=value.origin,
+        fetched_at=timestamp(value.fetched) if value.fetched is not None else None,
+        expires_at=timestamp(value.ends) if value.ends is not None else None,
     )
 
 
-def endorsement_set(value: EndorsementSet) -> endorsement_pb2.GetEndorsementsResponse:
-    """Everything that endorses this chip."""
+def endorsement_set(value: EndorsementSet, state: RefreshState) -> endorsement_pb2.GetEndorsementsResponse:
+    """Everything that endorses this chip, and how it is kept current."""
     return endorsement_pb2.GetEndorsementsResponse(
         endorsements=[endorsement(one) for one in value.endorsements],
         certificate_table=value.certificate_table,
         missing=value.missing,
         simulated=value.simulated,
+        refresh=refresh_state(state),
+    )
+
+
+def refresh_state(value: RefreshState) -> endorsement_pb2.RefreshState:
+    """How it stands with keeping certificates current."""
+    items = [
+        endorsement_pb2.RefreshItem(
+            what=item.what,
+            result=endorsement_pb2.RefreshResult.ValueType(item.result),
+            message=item.message,
+            next_at=timestamp(item.next) if item.next is not None else None,
+        )
+        for item in value.items
+    ]
+    return endorsement_pb2.RefreshState(
+        service=value.service,
+        last_at=timestamp(value.last) if value.last is not None else None,
+        next_at=timestamp(value.next) if value.next is not None else None,
+        items=items,
     )

@@ -112,7 +112,7 @@ def fetch(
     sev_roots: Callable[[], SevRoots],
     given: Sequence[Certificate],
     kept: Callable[[str], Stored | None],
-    now: datetime,
+    now: Callable[[], datetime],
 ) -> list[Stored]:
     """What the service has of a need, checked. Blocks.
 
@@ -124,7 +124,7 @@ def fetch(
         sev_roots: Those of SEV.
         given: Authorities at hand.
         kept: What the store has under a name.
-        now: The time that dates are compared with.
+        now: Tells the time that dates are compared with.
 
     Raises:
         KdsUnavailable: No answer.
@@ -135,21 +135,21 @@ def fetch(
     kds.hold([stored for name in need.names if (stored := kept(name)) is not None] if need.at_hand else [])
     if need.what == needs.CEK:
         found = certificates.cek(kds, need.chip_id, roots=sev_roots())
-        return _with_facts([cek_entry(found.encode(), product, need.chip_id)], kds, now)
+        return _with_facts([cek_entry(found.encode(), product, need.chip_id)], kds, now())
     assert identity is not None
     tcb = identity.reported_tcb
     if need.what in (needs.CA, needs.VLEK_CA):
         key = "vcek" if need.what == needs.CA else "vlek"
-        return _with_facts([entry(one, product) for one in certificates.ca(kds, product, key, roots=roots)], kds, now)
+        return _with_facts([entry(one, product) for one in certificates.ca(kds, product, key, roots=roots)], kds, now())
     if need.what == needs.CRL:
         stored = entry(certificates.crl(kds, product, at=now, roots=roots), product)
         check_newer(stored, kept(stored.name))
-        return _with_facts([stored], kds, now)
+        return _with_facts([stored], kds, now())
     if need.what == needs.VCEK:
         leaf = certificates.vcek(kds, product, identity.chip_id, tcb, at=now, roots=roots, given=given)
     else:
         leaf = certificates.vlek(kds, product, tcb, at=now, roots=roots, given=given)
-    return _with_facts([entry(leaf, product)], kds, now)
+    return _with_facts([entry(leaf, product)], kds, now())
 
 
 def _with_facts(found: Sequence[Stored], kds: Kds, now: datetime) -> list[Stored]:

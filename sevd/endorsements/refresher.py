@@ -221,7 +221,7 @@ class Refresher:
                 sev_roots=self._sev_roots,
                 given=self._endorsements.authorities(),
                 kept=self._endorsements.kept,
-                now=self._now(),
+                now=self._now,
             )
             unchanged = all(
                 (before := self._endorsements.kept(each.name)) is not None and before.der == each.der for each in found

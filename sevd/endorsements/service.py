@@ -137,8 +137,8 @@ class Endorsements:
         return self._identity
 
     def kept(self, name: str) -> Stored | None:
-        """What the store has under a name."""
-        return self._kept.get(name)
+        """What is at hand under a name: kept in the store, or from the simulator's authority."""
+        return self._kept.get(name) or next((each for each in self._sourced if each.name == name), None)
 
     def ceks(self) -> list[bytes]:
         """The signed CEKs that are kept, each 2084 bytes. From any thread."""

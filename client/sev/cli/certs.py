@@ -65,11 +65,25 @@ def build(parser: ArgumentParser) -> None:
         notes='JSON: {"certificates": [...]}, one object for each.',
     )
     show.set_defaults(run=_show)
+    lazy(verbs.add_parser("list", help="what the daemon has, from where, until when"), _build_list)
+    lazy(verbs.add_parser("refresh", help="have the daemon ask for what is missing or due"), _build_refresh)
     lazy(verbs.add_parser("fetch", help="from AMD's key distribution service, verified"), _build_fetch)
     lazy(verbs.add_parser("url", help="where that service has them"), _build_url)
     lazy(verbs.add_parser("verify", help="does every certificate reach a trusted root?"), _build_verify)
     lazy(verbs.add_parser("generate", help="an owner's certificate and key, for SEV platforms"), _build_generate)
     lazy(verbs.add_parser("sign", help="sign a platform's request with an owner's key"), _build_sign)
+
+
+def _build_list(parser: ArgumentParser) -> None:
+    from sev.cli.certs_refresh import build_list
+
+    build_list(parser)
+
+
+def _build_refresh(parser: ArgumentParser) -> None:
+    from sev.cli.certs_refresh import build_refresh
+
+    build_refresh(parser)
 
 
 def _build_fetch(parser: ArgumentParser) -> None:
@@ -113,7 +127,7 @@ def _export(args: Namespace, out: Output) -> int:
     if not found.endorsements:
         raise CollateralError(
             "the daemon has no certificates for this chip" + "".join(f"; {sentence}" for sentence in found.missing),
-            remedy="Import them with sev certs import.",
+            remedy="Have the daemon ask for them (sev certs refresh), or import them (sev certs import).",
         )
     certificates = [(one.kind, one.der) for one in found.endorsements]
     written = write_directory(out, args.out, certificates, der=args.der)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sev.kds.service import Service
     from sev.products import Product
 
-WHAT = ("vcek", "vlek", "ca", "crl", "cek")
+WHAT = ("vcek", "vlek", "ca", "crl", "cek", "hashsticks")
 _LIMIT = 1 << 20
 
 _FETCH = """\
@@ -26,6 +26,9 @@ Fetches from AMD's key distribution service, checks, and writes into a directory
   ca    the authorities above them: ASK (--key vlek: ASVK) and ARK        ask.pem, ark.pem
   crl   the root's revocation list                                        crl.pem
   cek   the certificate of a chip's key for SEV and SEV-ES                cek.cert
+  hashsticks
+        a cloud provider's key, wrapped for this chip and TCB; with its
+        --kds-client; for sev snp vlek load                               hashstick.bin
 
 Which chip and TCB is told by a report (--report), or by --product, --chip-id and --tcb;
 where neither is given it is the daemon's host. What comes back is written only if a
@@ -97,8 +100,8 @@ class _Asked:
         what: One of WHAT.
         key: "vcek" or "vlek".
         product: Processor line; not for a CEK.
-        chip_id: Identifier; for VCEK and CEK.
-        tcb: TCB; for VCEK and VLEK.
+        chip_id: Identifier; for VCEK, CEK and hash sticks.
+        tcb: TCB; for VCEK, VLEK and hash sticks.
     """
 
     def __init__(
@@ -106,11 +109,12 @@ class _Asked:
     ) -> None:
         self.what = what
         self.key = what if what in ("vcek", "vlek") else key
+        of_chip, of_tcb = ("vcek", "cek", "hashsticks"), ("vcek", "vlek", "hashsticks")
         if product is None and what != "cek":
             raise _missing("product", what)
-        if chip_id is None and what in ("vcek", "cek"):
+        if chip_id is None and what in of_chip:
             raise _missing("chip-id", what)
-        if tcb is None and what in ("vcek", "vlek"):
+        if tcb is None and what in of_tcb:
             raise _missing("tcb", what)
         self._product = product
         self._chip_id = chip_id
@@ -144,6 +148,8 @@ class _Asked:
             return urls.vcek(self.product, self.chip_id, self.tcb, service=service)
         if self.what == "vlek":
             return urls.vlek(self.product, self.tcb, service=service)
+        if self.what == "hashsticks":
+            return urls.hash_sticks(self.product, self.tcb, service=service)
         find = urls.ca if self.what == "ca" else urls.crl
         return find(self.product, self.key, service=service)
 
@@ -205,7 +211,7 @@ def _of_host(args: Namespace, out: Output) -> _Asked:
         if args.what == "cek":
             return _Asked("cek", args.key, None, next(iter(host.chip_ids()), None), None)
         info = host.host()
-        tcb = host.snp_status().reported_tcb if args.what in ("vcek", "vlek") else None
+        tcb = host.snp_status().reported_tcb if args.what in ("vcek", "vlek", "hashsticks") else None
     product = by_name(info.product) if info.product else None
     return _Asked(args.what, args.key, product, info.chip_id or None, tcb)
 
@@ -226,6 +232,8 @@ def _fetch(args: Namespace, out: Output) -> int:
     asked = _asked(args, out)
     if asked.what == "cek":
         written = _fetch_cek(args, out, kds, asked)
+    elif asked.what == "hashsticks":
+        written = _fetch_stick(args, out, kds, asked)
     else:
         written = write_directory(out, args.out, _fetched(args, kds, asked), der=args.der)
     document = {"directory": args.out, "files": written, "url": asked.url(kds.url)}
@@ -265,3 +273,20 @@ def _fetch_cek(args: Namespace, out: Output, kds: Service, asked: _Asked) -> dic
     path = os.path.join(args.out, "cek.cert")
     out.write_file(path, found.encode())
     return {"cek": path}
+
+
+def _fetch_stick(args: Namespace, out: Output, kds: Service, asked: _Asked) -> dict[str, str]:
+    import os
+
+    from sev.cli.certificates import make_directory
+    from sev.kds import certificates
+    from sev.kds.errors import NotAtKds
+
+    chip_id = asked.chip_id
+    stick = certificates.hash_sticks(kds, asked.product, asked.tcb, [chip_id])[chip_id]
+    if stick is None:
+        raise NotAtKds(f"{kds.url} has no hash stick for the chip {chip_id[:8].hex()}…", field="kds")
+    make_directory(args.out)
+    path = os.path.join(args.out, "hashstick.bin")
+    out.write_file(path, stick, secret=True)
+    return {"hashstick": path}

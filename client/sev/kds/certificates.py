@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sev.products import Product
 
     T = TypeVar("T")
+    Moment = datetime | Callable[[], datetime] | None
 
     class Service(Protocol):
         """Whom to ask: sev.kds.service.Service, or who asks for us.
@@ -147,7 +148,7 @@ def vcek(
     chip_id: bytes,
     tcb: TcbVersion,
     *,
-    at: datetime | None = None,
+    at: Moment = None,
     roots: Roots | None = None,
     given: Iterable[Certificate] = (),
 ) -> Certificate:
@@ -158,7 +159,7 @@ def vcek(
         product: Processor line.
         chip_id: As reports show it.
         tcb: The TCB, that of the report that it is to verify.
-        at: The time for which it must be valid (aware); when it has come, if none is given.
+        at: The time for which it must be valid (aware), or what tells it when it has come; then, if none is given.
         roots: Trusted roots; AMD's if none are given.
         given: Authorities at hand beside the roots' own.
 
@@ -182,7 +183,7 @@ def vlek(
     product: Product,
     tcb: TcbVersion,
     *,
-    at: datetime | None = None,
+    at: Moment = None,
     roots: Roots | None = None,
     given: Iterable[Certificate] = (),
 ) -> Certificate:
@@ -192,9 +193,7 @@ def vlek(
     return _leaf(service, answer, "vlek", what, tcb, at, roots, given)
 
 
-def crl(
-    service: Service, product: Product, key: str = "vcek", *, at: datetime | None = None, roots: Roots | None = None
-) -> Crl:
+def crl(service: Service, product: Product, key: str = "vcek", *, at: Moment = None, roots: Roots | None = None) -> Crl:
     """The revocation list of a processor line's root.
 
     Raises:
@@ -215,7 +214,7 @@ def crl(
     )
     if not any(signed):
         raise errors.CrlSignatureInvalid(f"{what} is not signed by {found.issuer_cn!r}", field="crl")
-    at = at or _now()
+    at = _moment(at)
     if at < found.this_update:
         raise errors.CrlNotYetValid(f"{what} is of {found.this_update:%Y-%m-%dT%H:%M:%SZ}", field="crl")
     if at >= found.next_update:
@@ -291,7 +290,7 @@ def _leaf(
     kind: str,
     what: str,
     tcb: TcbVersion,
-    at: datetime | None,
+    at: Moment,
     roots: Roots | None,
     given: Iterable[Certificate],
 ) -> Certificate:
@@ -309,17 +308,20 @@ def _leaf(
         if roots is None:
             error.remedy = _OTHER_ROOTS
         raise
-    chain.check_dates(link, at or _now())
+    chain.check_dates(link, _moment(at))
     own = {name: level for name, level in leaf.tcb.items() if name in tcb.product.components}
     if own != tcb.components():
         raise TcbMismatch(f"{service.url} answers a certificate of another TCB for {what}", field=kind)
     return leaf
 
 
-def _now() -> datetime:
-    from datetime import UTC, datetime
+def _moment(at: Moment) -> datetime:
+    """The time for which something that has come must be valid: services issue it when they are asked."""
+    if at is None:
+        from datetime import UTC, datetime
 
-    return datetime.now(UTC)
+        return datetime.now(UTC)
+    return at() if callable(at) else at
 
 
 def _read(service: Service, what: str, read: Callable[[], T]) -> T:

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sev.v1 import options_pb2 as sev_dot_v1_dot_options__pb2
 from sev.v1 import types_pb2 as sev_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sev/v1/endorsement.proto\x12\x06sev.v1\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"r\n\x0b\x45ndorsement\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.sev.v1.EndorsementKind\x12\x0b\n\x03\x64\x65r\x18\x02 \x01(\x0c\x12\x1f\n\x03tcb\x18\x03 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x0e\n\x06origin\x18\x04 \x01(\t\"\x18\n\x16GetEndorsementsRequest\"\x83\x01\n\x17GetEndorsementsResponse\x12)\n\x0c\x65ndorsements\x18\x01 \x03(\x0b\x32\x13.sev.v1.Endorsement\x12\x19\n\x11\x63\x65rtificate_table\x18\x02 \x01(\x0c\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\"X\n\x19ImportEndorsementsRequest\x12\x10\n\x08\x63ontents\x18\x01 \x03(\x0c\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"C\n\x1aImportEndorsementsResponse\x12%\n\x08imported\x18\x01 \x03(\x0b\x32\x13.sev.v1.Endorsement*\xd2\x01\n\x0f\x45ndorsementKind\x12 \n\x1c\x45NDORSEMENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NDORSEMENT_KIND_ARK\x10\x01\x12\x18\n\x14\x45NDORSEMENT_KIND_ASK\x10\x02\x12\x19\n\x15\x45NDORSEMENT_KIND_ASVK\x10\x03\x12\x19\n\x15\x45NDORSEMENT_KIND_VCEK\x10\x04\x12\x19\n\x15\x45NDORSEMENT_KIND_VLEK\x10\x05\x12\x18\n\x14\x45NDORSEMENT_KIND_CRL\x10\x06\x32\xd9\x01\n\x12\x45ndorsementService\x12\\\n\x0fGetEndorsements\x12\x1e.sev.v1.GetEndorsementsRequest\x1a\x1f.sev.v1.GetEndorsementsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12\x65\n\x12ImportEndorsements\x12!.sev.v1.ImportEndorsementsRequest\x1a\".sev.v1.ImportEndorsementsResponse\"\x08\xda\xe2\x18\x04\x08\x03\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sev/v1/endorsement.proto\x12\x06sev.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sev/v1/options.proto\x1a\x12sev/v1/types.proto\"\xd2\x01\n\x0b\x45ndorsement\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.sev.v1.EndorsementKind\x12\x0b\n\x03\x64\x65r\x18\x02 \x01(\x0c\x12\x1f\n\x03tcb\x18\x03 \x01(\x0b\x32\x12.sev.v1.TcbVersion\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12.\n\nfetched_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x0bRefreshItem\x12\x0c\n\x04what\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0e\x32\x15.sev.v1.RefreshResult\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x07next_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\x0cRefreshState\x12\x0f\n\x07service\x18\x01 \x01(\t\x12+\n\x07last_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07next_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05items\x18\x04 \x03(\x0b\x32\x13.sev.v1.RefreshItem\"\x18\n\x16GetEndorsementsRequest\"\xaa\x01\n\x17GetEndorsementsResponse\x12)\n\x0c\x65ndorsements\x18\x01 \x03(\x0b\x32\x13.sev.v1.Endorsement\x12\x19\n\x11\x63\x65rtificate_table\x18\x02 \x01(\x0c\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12%\n\x07refresh\x18\x05 \x01(\x0b\x32\x14.sev.v1.RefreshState\"G\n\x1aRefreshEndorsementsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"W\n\x1bRefreshEndorsementsResponse\x12%\n\x07refresh\x18\x01 \x01(\x0b\x32\x14.sev.v1.RefreshState\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"X\n\x19ImportEndorsementsRequest\x12\x10\n\x08\x63ontents\x18\x01 \x03(\x0c\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"C\n\x1aImportEndorsementsResponse\x12%\n\x08imported\x18\x01 \x03(\x0b\x32\x13.sev.v1.Endorsement*\xd2\x01\n\x0f\x45ndorsementKind\x12 \n\x1c\x45NDORSEMENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NDORSEMENT_KIND_ARK\x10\x01\x12\x18\n\x14\x45NDORSEMENT_KIND_ASK\x10\x02\x12\x19\n\x15\x45NDORSEMENT_KIND_ASVK\x10\x03\x12\x19\n\x15\x45NDORSEMENT_KIND_VCEK\x10\x04\x12\x19\n\x15\x45NDORSEMENT_KIND_VLEK\x10\x05\x12\x18\n\x14\x45NDORSEMENT_KIND_CRL\x10\x06*\xd8\x01\n\rRefreshResult\x12\x1e\n\x1aREFRESH_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16REFRESH_RESULT_AT_HAND\x10\x01\x12\x1a\n\x16REFRESH_RESULT_FETCHED\x10\x02\x12\x1c\n\x18REFRESH_RESULT_UNCHANGED\x10\x03\x12\x19\n\x15REFRESH_RESULT_FAILED\x10\x04\x12\x1a\n\x16REFRESH_RESULT_WAITING\x10\x05\x12\x1a\n\x16REFRESH_RESULT_MISSING\x10\x06\x32\xc3\x02\n\x12\x45ndorsementService\x12\\\n\x0fGetEndorsements\x12\x1e.sev.v1.GetEndorsementsRequest\x1a\x1f.sev.v1.GetEndorsementsResponse\"\x08\xda\xe2\x18\x04\x08\x01\x10\x01\x12h\n\x13RefreshEndorsements\x12\".sev.v1.RefreshEndorsementsRequest\x1a#.sev.v1.RefreshEndorsementsResponse\"\x08\xda\xe2\x18\x04\x08\x03\x10\x01\x12\x65\n\x12ImportEndorsements\x12!.sev.v1.ImportEndorsementsRequest\x1a\".sev.v1.ImportEndorsementsResponse\"\x08\xda\xe2\x18\x04\x08\x03\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +36,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENDORSEMENTSERVICE'].methods_by_name['GetEndorsements']._loaded_options = None
   _globals['_ENDORSEMENTSERVICE'].methods_by_name['GetEndorsements']._serialized_options = b'\332\342\030\004\010\001\020\001'
+  _globals['_ENDORSEMENTSERVICE'].methods_by_name['RefreshEndorsements']._loaded_options = None
+  _globals['_ENDORSEMENTSERVICE'].methods_by_name['RefreshEndorsements']._serialized_options = b'\332\342\030\004\010\003\020\001'
   _globals['_ENDORSEMENTSERVICE'].methods_by_name['ImportEndorsements']._loaded_options = None
   _globals['_ENDORSEMENTSERVICE'].methods_by_name['ImportEndorsements']._serialized_options = b'\332\342\030\004\010\003\020\001'
-  _globals['_ENDORSEMENTKIND']._serialized_start=514
-  _globals['_ENDORSEMENTKIND']._serialized_end=724
-  _globals['_ENDORSEMENT']._serialized_start=78
-  _globals['_ENDORSEMENT']._serialized_end=192
-  _globals['_GETENDORSEMENTSREQUEST']._serialized_start=194
-  _globals['_GETENDORSEMENTSREQUEST']._serialized_end=218
-  _globals['_GETENDORSEMENTSRESPONSE']._serialized_start=221
-  _globals['_GETENDORSEMENTSRESPONSE']._serialized_end=352
-  _globals['_IMPORTENDORSEMENTSREQUEST']._serialized_start=354
-  _globals['_IMPORTENDORSEMENTSREQUEST']._serialized_end=442
-  _globals['_IMPORTENDORSEMENTSRESPONSE']._serialized_start=444
-  _globals['_IMPORTENDORSEMENTSRESPONSE']._serialized_end=511
-  _globals['_ENDORSEMENTSERVICE']._serialized_start=727
-  _globals['_ENDORSEMENTSERVICE']._serialized_end=944
+  _globals['_ENDORSEMENTKIND']._serialized_start=1136
+  _globals['_ENDORSEMENTKIND']._serialized_end=1346
+  _globals['_REFRESHRESULT']._serialized_start=1349
+  _globals['_REFRESHRESULT']._serialized_end=1565
+  _globals['_ENDORSEMENT']._serialized_start=112
+  _globals['_ENDORSEMENT']._serialized_end=322
+  _globals['_REFRESHITEM']._serialized_start=325
+  _globals['_REFRESHITEM']._serialized_end=453
+  _globals['_REFRESHSTATE']._serialized_start=456
+  _globals['_REFRESHSTATE']._serialized_end=613
+  _globals['_GETENDORSEMENTSREQUEST']._serialized_start=615
+  _globals['_GETENDORSEMENTSREQUEST']._serialized_end=639
+  _globals['_GETENDORSEMENTSRESPONSE']._serialized_start=642
+  _globals['_GETENDORSEMENTSRESPONSE']._serialized_end=812
+  _globals['_REFRESHENDORSEMENTSREQUEST']._serialized_start=814
+  _globals['_REFRESHENDORSEMENTSREQUEST']._serialized_end=885
+  _globals['_REFRESHENDORSEMENTSRESPONSE']._serialized_start=887
+  _globals['_REFRESHENDORSEMENTSRESPONSE']._serialized_end=974
+  _globals['_IMPORTENDORSEMENTSREQUEST']._serialized_start=976
+  _globals['_IMPORTENDORSEMENTSREQUEST']._serialized_end=1064
+  _globals['_IMPORTENDORSEMENTSRESPONSE']._serialized_start=1066
+  _globals['_IMPORTENDORSEMENTSRESPONSE']._serialized_end=1133
+  _globals['_ENDORSEMENTSERVICE']._serialized_start=1568
+  _globals['_ENDORSEMENTSERVICE']._serialized_end=1891
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import sev.v1.types_pb2
 import sys
 import typing
@@ -60,6 +61,46 @@ ENDORSEMENT_KIND_CRL: EndorsementKind.ValueType  # 6
 """Certificate revocation list of the ARK."""
 Global___EndorsementKind: typing_extensions.TypeAlias = EndorsementKind
 
+class _RefreshResult:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RefreshResultEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RefreshResult.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REFRESH_RESULT_UNSPECIFIED: _RefreshResult.ValueType  # 0
+    """Not known."""
+    REFRESH_RESULT_AT_HAND: _RefreshResult.ValueType  # 1
+    """It is at hand and valid, nothing was to do."""
+    REFRESH_RESULT_FETCHED: _RefreshResult.ValueType  # 2
+    """It came."""
+    REFRESH_RESULT_UNCHANGED: _RefreshResult.ValueType  # 3
+    """What is at hand is still so."""
+    REFRESH_RESULT_FAILED: _RefreshResult.ValueType  # 4
+    """It did not come."""
+    REFRESH_RESULT_WAITING: _RefreshResult.ValueType  # 5
+    """It did not come earlier, and is not asked for yet."""
+    REFRESH_RESULT_MISSING: _RefreshResult.ValueType  # 6
+    """It is missing, and nobody is asked for it."""
+
+class RefreshResult(_RefreshResult, metaclass=_RefreshResultEnumTypeWrapper):
+    """How it stands with one thing that is needed."""
+
+REFRESH_RESULT_UNSPECIFIED: RefreshResult.ValueType  # 0
+"""Not known."""
+REFRESH_RESULT_AT_HAND: RefreshResult.ValueType  # 1
+"""It is at hand and valid, nothing was to do."""
+REFRESH_RESULT_FETCHED: RefreshResult.ValueType  # 2
+"""It came."""
+REFRESH_RESULT_UNCHANGED: RefreshResult.ValueType  # 3
+"""What is at hand is still so."""
+REFRESH_RESULT_FAILED: RefreshResult.ValueType  # 4
+"""It did not come."""
+REFRESH_RESULT_WAITING: RefreshResult.ValueType  # 5
+"""It did not come earlier, and is not asked for yet."""
+REFRESH_RESULT_MISSING: RefreshResult.ValueType  # 6
+"""It is missing, and nobody is asked for it."""
+Global___RefreshResult: typing_extensions.TypeAlias = RefreshResult
+
 @typing.final
 class Endorsement(google.protobuf.message.Message):
     """One certificate or list."""
@@ -70,15 +111,27 @@ class Endorsement(google.protobuf.message.Message):
     DER_FIELD_NUMBER: builtins.int
     TCB_FIELD_NUMBER: builtins.int
     ORIGIN_FIELD_NUMBER: builtins.int
+    FETCHED_AT_FIELD_NUMBER: builtins.int
+    EXPIRES_AT_FIELD_NUMBER: builtins.int
     kind: Global___EndorsementKind.ValueType
     """What it is."""
     der: builtins.bytes
     """Content in DER."""
     origin: builtins.str
-    """Where it came from: "simulator", "import"."""
+    """Where it came from: "simulator", "import", "offline" (the directory of files), "kds" (a key distribution service);
+    "kept" where that is not known any more.
+    """
     @property
     def tcb(self) -> sev.v1.types_pb2.TcbVersion:
         """The TCB it endorses; VCEK and VLEK only."""
+
+    @property
+    def fetched_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was taken, or last found to be still so."""
+
+    @property
+    def expires_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it runs out: a certificate's notAfter, a list's nextUpdate."""
 
     def __init__(
         self,
@@ -87,11 +140,83 @@ class Endorsement(google.protobuf.message.Message):
         der: builtins.bytes = ...,
         tcb: sev.v1.types_pb2.TcbVersion | None = ...,
         origin: builtins.str = ...,
+        fetched_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        expires_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["tcb", b"tcb"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["der", b"der", "kind", b"kind", "origin", b"origin", "tcb", b"tcb"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expires_at", b"expires_at", "fetched_at", b"fetched_at", "tcb", b"tcb"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["der", b"der", "expires_at", b"expires_at", "fetched_at", b"fetched_at", "kind", b"kind", "origin", b"origin", "tcb", b"tcb"]) -> None: ...
 
 Global___Endorsement: typing_extensions.TypeAlias = Endorsement
+
+@typing.final
+class RefreshItem(google.protobuf.message.Message):
+    """One thing that is needed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    NEXT_AT_FIELD_NUMBER: builtins.int
+    what: builtins.str
+    """"ca", "vcek", "vlek-ca", "vlek", "crl", "cek"; "offline" for a file of the offline directory."""
+    result: Global___RefreshResult.ValueType
+    """How it stands."""
+    message: builtins.str
+    """Why it did not come."""
+    @property
+    def next_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it is asked for next; missing: not by itself."""
+
+    def __init__(
+        self,
+        *,
+        what: builtins.str = ...,
+        result: Global___RefreshResult.ValueType = ...,
+        message: builtins.str = ...,
+        next_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["next_at", b"next_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "next_at", b"next_at", "result", b"result", "what", b"what"]) -> None: ...
+
+Global___RefreshItem: typing_extensions.TypeAlias = RefreshItem
+
+@typing.final
+class RefreshState(google.protobuf.message.Message):
+    """How it stands with keeping certificates current."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: builtins.int
+    LAST_AT_FIELD_NUMBER: builtins.int
+    NEXT_AT_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    service: builtins.str
+    """The key distribution service that is asked; empty for none."""
+    @property
+    def last_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was last looked at what is needed."""
+
+    @property
+    def next_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When something is asked for next; missing: nothing is, by itself."""
+
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RefreshItem]:
+        """Each thing that is needed."""
+
+    def __init__(
+        self,
+        *,
+        service: builtins.str = ...,
+        last_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        next_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        items: collections.abc.Iterable[Global___RefreshItem] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["last_at", b"last_at", "next_at", b"next_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "last_at", b"last_at", "next_at", b"next_at", "service", b"service"]) -> None: ...
+
+Global___RefreshState: typing_extensions.TypeAlias = RefreshState
 
 @typing.final
 class GetEndorsementsRequest(google.protobuf.message.Message):
@@ -115,6 +240,7 @@ class GetEndorsementsResponse(google.protobuf.message.Message):
     CERTIFICATE_TABLE_FIELD_NUMBER: builtins.int
     MISSING_FIELD_NUMBER: builtins.int
     SIMULATED_FIELD_NUMBER: builtins.int
+    REFRESH_FIELD_NUMBER: builtins.int
     certificate_table: builtins.bytes
     """Certificate table of the GHCB specification, as guests receive it."""
     simulated: builtins.bool
@@ -127,6 +253,10 @@ class GetEndorsementsResponse(google.protobuf.message.Message):
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What is missing for a full chain, each as one sentence."""
 
+    @property
+    def refresh(self) -> Global___RefreshState:
+        """How it stands with keeping them current."""
+
     def __init__(
         self,
         *,
@@ -134,10 +264,59 @@ class GetEndorsementsResponse(google.protobuf.message.Message):
         certificate_table: builtins.bytes = ...,
         missing: collections.abc.Iterable[builtins.str] | None = ...,
         simulated: builtins.bool = ...,
+        refresh: Global___RefreshState | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["certificate_table", b"certificate_table", "endorsements", b"endorsements", "missing", b"missing", "simulated", b"simulated"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["refresh", b"refresh"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["certificate_table", b"certificate_table", "endorsements", b"endorsements", "missing", b"missing", "refresh", b"refresh", "simulated", b"simulated"]) -> None: ...
 
 Global___GetEndorsementsResponse: typing_extensions.TypeAlias = GetEndorsementsResponse
+
+@typing.final
+class RefreshEndorsementsRequest(google.protobuf.message.Message):
+    """Asks for a refresh."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Makes retries safe: a UUID of the caller's making, at most 64 characters."""
+    validate_only: builtins.bool
+    """Ask nobody, only answer how it stands."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        validate_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+
+Global___RefreshEndorsementsRequest: typing_extensions.TypeAlias = RefreshEndorsementsRequest
+
+@typing.final
+class RefreshEndorsementsResponse(google.protobuf.message.Message):
+    """What came of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REFRESH_FIELD_NUMBER: builtins.int
+    SIMULATED_FIELD_NUMBER: builtins.int
+    simulated: builtins.bool
+    """True if the platform is simulated."""
+    @property
+    def refresh(self) -> Global___RefreshState:
+        """How it stands now."""
+
+    def __init__(
+        self,
+        *,
+        refresh: Global___RefreshState | None = ...,
+        simulated: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["refresh", b"refresh"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["refresh", b"refresh", "simulated", b"simulated"]) -> None: ...
+
+Global___RefreshEndorsementsResponse: typing_extensions.TypeAlias = RefreshEndorsementsResponse
 
 @typing.final
 class ImportEndorsementsRequest(google.protobuf.message.Message):

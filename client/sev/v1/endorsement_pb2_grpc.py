@@ -40,6 +40,11 @@ class EndorsementServiceStub(object):
                 request_serializer=sev_dot_v1_dot_endorsement__pb2.GetEndorsementsRequest.SerializeToString,
                 response_deserializer=sev_dot_v1_dot_endorsement__pb2.GetEndorsementsResponse.FromString,
                 _registered_method=True)
+        self.RefreshEndorsements = channel.unary_unary(
+                '/sev.v1.EndorsementService/RefreshEndorsements',
+                request_serializer=sev_dot_v1_dot_endorsement__pb2.RefreshEndorsementsRequest.SerializeToString,
+                response_deserializer=sev_dot_v1_dot_endorsement__pb2.RefreshEndorsementsResponse.FromString,
+                _registered_method=True)
         self.ImportEndorsements = channel.unary_unary(
                 '/sev.v1.EndorsementService/ImportEndorsements',
                 request_serializer=sev_dot_v1_dot_endorsement__pb2.ImportEndorsementsRequest.SerializeToString,
@@ -53,6 +58,14 @@ class EndorsementServiceServicer(object):
 
     def GetEndorsements(self, request, context):
         """Answers the certificates that fit this chip and its reported TCB, and the certificate table for guests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshEndorsements(self, request, context):
+        """Looks at all that is needed now, asks for what is missing or due, and answers how it stands. The daemon does the same
+        by itself; this does not wait for its pauses after failures, but for those that the service asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +85,11 @@ def add_EndorsementServiceServicer_to_server(servicer, server):
                     servicer.GetEndorsements,
                     request_deserializer=sev_dot_v1_dot_endorsement__pb2.GetEndorsementsRequest.FromString,
                     response_serializer=sev_dot_v1_dot_endorsement__pb2.GetEndorsementsResponse.SerializeToString,
+            ),
+            'RefreshEndorsements': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshEndorsements,
+                    request_deserializer=sev_dot_v1_dot_endorsement__pb2.RefreshEndorsementsRequest.FromString,
+                    response_serializer=sev_dot_v1_dot_endorsement__pb2.RefreshEndorsementsResponse.SerializeToString,
             ),
             'ImportEndorsements': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportEndorsements,
@@ -107,6 +125,33 @@ class EndorsementService(object):
             '/sev.v1.EndorsementService/GetEndorsements',
             sev_dot_v1_dot_endorsement__pb2.GetEndorsementsRequest.SerializeToString,
             sev_dot_v1_dot_endorsement__pb2.GetEndorsementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshEndorsements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sev.v1.EndorsementService/RefreshEndorsements',
+            sev_dot_v1_dot_endorsement__pb2.RefreshEndorsementsRequest.SerializeToString,
+            sev_dot_v1_dot_endorsement__pb2.RefreshEndorsementsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,14 @@ _EndorsementServiceGetEndorsementsType = typing_extensions.TypeVar(
     ],
 )
 
+_EndorsementServiceRefreshEndorsementsType = typing_extensions.TypeVar(
+    '_EndorsementServiceRefreshEndorsementsType',
+    default=grpc.UnaryUnaryMultiCallable[
+        sev.v1.endorsement_pb2.RefreshEndorsementsRequest,
+        sev.v1.endorsement_pb2.RefreshEndorsementsResponse,
+    ],
+)
+
 _EndorsementServiceImportEndorsementsType = typing_extensions.TypeVar(
     '_EndorsementServiceImportEndorsementsType',
     default=grpc.UnaryUnaryMultiCallable[
@@ -41,7 +49,7 @@ _EndorsementServiceImportEndorsementsType = typing_extensions.TypeVar(
     ],
 )
 
-class EndorsementServiceStub(typing.Generic[_EndorsementServiceGetEndorsementsType, _EndorsementServiceImportEndorsementsType]):
+class EndorsementServiceStub(typing.Generic[_EndorsementServiceGetEndorsementsType, _EndorsementServiceRefreshEndorsementsType, _EndorsementServiceImportEndorsementsType]):
     """Keeps the certificates of this chip and its TCB."""
 
     @typing.overload
@@ -49,6 +57,10 @@ class EndorsementServiceStub(typing.Generic[_EndorsementServiceGetEndorsementsTy
         grpc.UnaryUnaryMultiCallable[
             sev.v1.endorsement_pb2.GetEndorsementsRequest,
             sev.v1.endorsement_pb2.GetEndorsementsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            sev.v1.endorsement_pb2.RefreshEndorsementsRequest,
+            sev.v1.endorsement_pb2.RefreshEndorsementsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             sev.v1.endorsement_pb2.ImportEndorsementsRequest,
@@ -63,6 +75,10 @@ class EndorsementServiceStub(typing.Generic[_EndorsementServiceGetEndorsementsTy
             sev.v1.endorsement_pb2.GetEndorsementsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            sev.v1.endorsement_pb2.RefreshEndorsementsRequest,
+            sev.v1.endorsement_pb2.RefreshEndorsementsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             sev.v1.endorsement_pb2.ImportEndorsementsRequest,
             sev.v1.endorsement_pb2.ImportEndorsementsResponse,
         ],
@@ -71,6 +87,11 @@ class EndorsementServiceStub(typing.Generic[_EndorsementServiceGetEndorsementsTy
     GetEndorsements: _EndorsementServiceGetEndorsementsType
     """Answers the certificates that fit this chip and its reported TCB, and the certificate table for guests."""
 
+    RefreshEndorsements: _EndorsementServiceRefreshEndorsementsType
+    """Looks at all that is needed now, asks for what is missing or due, and answers how it stands. The daemon does the same
+    by itself; this does not wait for its pauses after failures, but for those that the service asked for.
+    """
+
     ImportEndorsements: _EndorsementServiceImportEndorsementsType
     """Takes certificates and revocation lists from files; each is checked against the chain before it is kept."""
 
@@ -78,6 +99,10 @@ EndorsementServiceAsyncStub: typing_extensions.TypeAlias = EndorsementServiceStu
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.endorsement_pb2.GetEndorsementsRequest,
         sev.v1.endorsement_pb2.GetEndorsementsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        sev.v1.endorsement_pb2.RefreshEndorsementsRequest,
+        sev.v1.endorsement_pb2.RefreshEndorsementsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         sev.v1.endorsement_pb2.ImportEndorsementsRequest,
@@ -95,6 +120,16 @@ class EndorsementServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sev.v1.endorsement_pb2.GetEndorsementsResponse, collections.abc.Awaitable[sev.v1.endorsement_pb2.GetEndorsementsResponse]]:
         """Answers the certificates that fit this chip and its reported TCB, and the certificate table for guests."""
+
+    @abc.abstractmethod
+    def RefreshEndorsements(
+        self,
+        request: sev.v1.endorsement_pb2.RefreshEndorsementsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sev.v1.endorsement_pb2.RefreshEndorsementsResponse, collections.abc.Awaitable[sev.v1.endorsement_pb2.RefreshEndorsementsResponse]]:
+        """Looks at all that is needed now, asks for what is missing or due, and answers how it stands. The daemon does the same
+        by itself; this does not wait for its pauses after failures, but for those that the service asked for.
+        """
 
     @abc.abstractmethod
     def ImportEndorsements(

@@ -24,7 +24,14 @@ from sev.v1 import (
 )
 from sevd.access.roles import Role
 from sevd.api import messages
-from sevd.endorsements.model import Endorsement, EndorsementKind, EndorsementSet
+from sevd.endorsements.model import (
+    Endorsement,
+    EndorsementKind,
+    EndorsementSet,
+    Refreshed,
+    RefreshResult,
+    RefreshState,
+)
 from sevd.events import Event
 from sevd.guests.model import Guest, GuestState, GuestType, PageType
 from sevd.platform.views import (
@@ -187,6 +194,11 @@ def test_a_full_guest_fills_every_field() -> None:
 def test_a_full_event_and_endorsement_fill_every_field() -> None:
     event = Event(1, NOW, "guest.created", "m", "guest-0001", "uid:1", {"a": "b"}, True)
     assert unset(messages.event(event)) == set()
-    one = Endorsement(EndorsementKind.VCEK, b"der", "import", GENOA_TCB)
+    one = Endorsement(EndorsementKind.VCEK, b"der", "import", GENOA_TCB, NOW, NOW)
     assert unset(messages.endorsement(one)) == set()
-    assert unset(messages.endorsement_set(EndorsementSet((one,), b"t", ("m",), True))) == set()
+    item = Refreshed("vcek", RefreshResult.FAILED, "why", NOW)
+    state = RefreshState("https://kds", NOW, NOW, (item,))
+    answer = messages.endorsement_set(EndorsementSet((one,), b"t", ("m",), True), state)
+    assert unset(answer) == set()
+    assert unset(answer.refresh) == set()
+    assert unset(answer.refresh.items[0]) == set()

@@ -44,6 +44,7 @@ _ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "vlek_load": ((bytes(432),), {}),
     "update_firmware": (("1.55.50", {"snp": 28}), {}),
     "import_endorsements": (([b"x"],), {}),
+    "refresh_endorsements": ((), {}),
     "reset_platform": ((), {"confirm": True}),
     "pek_generate": ((), {"confirm": True}),
     "pek_import": ((bytes(2084), bytes(2084)), {"confirm": True}),
