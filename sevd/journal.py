@@ -38,6 +38,9 @@ ENTRIES_PER_OWNER = 1024
 SECONDS = 24 * 3600.0
 """Age at which a finished entry is forgotten."""
 
+FORMAT = 1
+"""Format number of an entry; one without has the first. A larger one is of a newer version, and is not read."""
+
 REWRITE_BYTES = 8 << 20
 """Size of the file above which it is rewritten."""
 
@@ -248,6 +251,7 @@ class Journal:
 
 def _line(entry: Entry) -> bytes:
     out: dict[str, object] = {
+        "format": FORMAT,
         "owner": entry.owner,
         "request_id": entry.request_id,
         "method": entry.method,
@@ -270,6 +274,8 @@ def _entry(line: bytes) -> Entry | None:
         return None
     try:
         raw = json.loads(line)
+        if raw.get("format", FORMAT) != FORMAT:
+            return None
         begun = float(raw["begun"])
         owner, request_id, method, digest = (raw[key] for key in ("owner", "request_id", "method", "digest"))
         found = raw.get("outcome")

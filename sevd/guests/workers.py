@@ -225,6 +225,10 @@ class Workers:
             card = notes.card_from(remains.read(folder))
             progress = notes.progress_from(wire.table(answer, "progress"), _taken(worker))
             machine.adopt(card)
+        except notes.NewerCard as error:
+            log.error("the worker process %d is left alone: %s", pid, error)
+            machine.leave()
+            return None
         except (OSError, ValueError, RecursionError, SevError) as error:
             if isinstance(error, FileNotFoundError):
                 log.info("the worker process %d was to end with its guest: it is killed", pid)
@@ -250,6 +254,9 @@ class Workers:
                 )
             )
             found = Found(notes.card_from(document), Progress(), None, str(reason))
+        except notes.NewerCard as error:
+            log.error("%s is left as it is: %s", folder / CARD, error)
+            return None
         except FileNotFoundError:
             pass  # it never came to be
         except (OSError, ValueError, AttributeError, RecursionError, SevError) as error:

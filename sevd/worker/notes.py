@@ -9,7 +9,14 @@ from sevd.guests.model import CreateGuest, GuestState, GuestType
 from sevd.guests.port import Card, Progress
 from sevd.worker import wire
 
+FORMAT = 1
+"""Format number of a guest's card; one without has the first. A larger one was written by a newer version."""
+
 _NUMBERS = ("memory_bytes", "firmware_bytes", "vcpu_count", "cpuid_signature", "ap_reset_address", "vmsa_features")
+
+
+class NewerCard(MalformedInput):
+    """A guest's card that a newer version wrote: its guest is not ours to judge."""
 
 
 def card_document(card: Card) -> dict[str, object]:
@@ -18,6 +25,7 @@ def card_document(card: Card) -> dict[str, object]:
     out: dict[str, object] = {name: getattr(request, name) for name in _NUMBERS}
     out.update(type=int(request.type), label=request.label, wanted=request.guest_id)
     return {
+        "format": FORMAT,
         "guest_id": card.guest_id,
         "owner": card.owner,
         "create_time": card.create_time.isoformat(),
@@ -27,7 +35,10 @@ def card_document(card: Card) -> dict[str, object]:
 
 
 def card_from(document: dict[str, object]) -> Card:
-    """The card in a JSON object. Raises MalformedInput."""
+    """The card in a JSON object. Raises NewerCard, MalformedInput."""
+    found = wire.whole(document, "format") if "format" in document else FORMAT
+    if found > FORMAT:
+        raise NewerCard(f"a guest's card of format {found}; this version knows up to {FORMAT}", field="format")
     request = wire.table(document, "request")
     try:
         kind = GuestType(wire.whole(request, "type"))

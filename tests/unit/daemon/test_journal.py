@@ -126,6 +126,27 @@ def test_any_line_is_an_entry_or_none(line: bytes) -> None:
     assert module._entry(line) is None or isinstance(module._entry(line), Entry)
 
 
+def test_entries_say_their_format_and_those_without_have_the_first(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    journal.begin("o", "id", "/m", "d")
+    journal.close()
+    first = json.loads((tmp_path / "j").read_bytes())
+    assert first.pop("format") == module.FORMAT == 1
+    (tmp_path / "j").write_text(json.dumps(first) + "\n")
+    again = opened(tmp_path)
+    assert again.find("o", "id", "/m", "d") is not None
+    again.close()
+
+
+def test_entries_of_a_newer_version_are_set_aside_unread(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "j").write_text(json.dumps({"format": module.FORMAT + 1, "what": "nobody knows"}) + "\n")
+    journal = opened(tmp_path)
+    assert len(journal) == 0
+    journal.close()
+    assert "set aside" in caplog.text
+    assert [one.name for one in tmp_path.iterdir() if ".damaged-" in one.name]
+
+
 def test_finished_entries_are_forgotten_in_time(tmp_path: Path) -> None:
     now = [1000.0]
     journal = opened(tmp_path, seconds=60, clock=lambda: now[0])

@@ -115,6 +115,27 @@ def test_a_worker_that_lies_is_killed_and_its_guest_lost(tmp_path: Path, lie: st
     assert sorted(descriptors().values()) == sorted(before.values())
 
 
+def test_a_guest_of_a_newer_version_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "workers" / "one"
+    with liar(folder, card_file=False) as pid:
+        newer = json.dumps({**notes.card_document(card()), "format": notes.FORMAT + 1, "boot": boot_id()})
+        (folder / CARD).write_text(newer)
+        assert list(machines(tmp_path).find()) == []
+        assert not gone(pid)
+        assert (folder / CARD).read_text() == newer
+        assert "is left alone" in caplog.text
+    (folder / "sock").unlink(missing_ok=True)  # and so is what it left when it has ended
+    assert list(machines(tmp_path).find()) == []
+    assert (folder / CARD).read_text() == newer
+
+
+def test_a_card_without_a_format_is_of_the_first(tmp_path: Path) -> None:
+    one = card()
+    document = notes.card_document(one)
+    del document["format"]
+    assert notes.card_from(document) == one
+
+
 def test_more_ranges_than_anybody_measures_are_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sevd.guests.workers.TAKEN_RUNS", 2)
     runs = [[page * 8192, page * 8192 + 4096] for page in range(3)]
