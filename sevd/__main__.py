@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", metavar="PATH", help="the SEV device (default /dev/sev)")
     add("--kvm", metavar="PATH", help="the KVM device (default /dev/kvm)")
     add("--simulator", metavar="DIR", help="use the sevd-simulator that runs with this --device-dir")
+    add("--kds", metavar="URL", help='ask this key distribution service for certificates; "auto": AMD\'s; empty: none')
+    add("--kds-ca", metavar="FILE", help="trust its TLS certificate by these authorities (PEM)")
     simulate = f"simulate a host of this line ({', '.join(PRODUCTS)}; default genoa): nothing on it is protected"
     add("--simulate", metavar="PRODUCT", nargs="?", const="genoa", choices=PRODUCTS, help=simulate)
     add("--firmware-version", metavar="X.Y.Z", help="firmware of the simulated chip, such as 1.55.40")
@@ -141,10 +143,11 @@ def _settings(args: argparse.Namespace) -> Settings:
         ("device", "sev_device"),
         ("kvm", "kvm_device"),
         ("simulator", "simulator"),
+        ("kds_ca", "kds_ca"),
     ):
         if getattr(args, option) is not None:
             changes[attribute] = _path(option, getattr(args, option))
-    for option in ("simulate", "firmware_version", "seed"):
+    for option in ("simulate", "firmware_version", "seed", "kds"):
         if getattr(args, option) is not None:
             changes[option] = getattr(args, option)
     settings = replace(settings, **changes)
