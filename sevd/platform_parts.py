@@ -17,6 +17,7 @@ from sevd.platform.sev import SevPlatform
 from sevd.platform.snp import SnpPlatform
 from sevd.platform.upkeep import Upkeep
 from sevd.platform.vlek import VlekMemory
+from sevd.platform.watch import LOOK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from sevd.platform.host import HostPlatform
     from sevd.settings import Settings
     from sevd.state import StateDirectory
+
+GOING_SECONDS = 2.0
+"""How often a platform is looked at that another process serves, which may start anew."""
 
 
 class PlatformParts:
@@ -99,6 +103,7 @@ class PlatformParts:
             record=lambda facts: audit.call(DAEMON, "", "", facts),
             changed=host.changed,
             offered="snp" in settings.technologies,
+            look_seconds=GOING_SECONDS if parts.may_go else LOOK_SECONDS,
         )
 
     async def taken_into_use(self) -> None:

@@ -34,6 +34,9 @@ class PlatformDevice:
         missing: What is missing, one sentence each; told where there is no device.
         there: Whether the device can be opened; it may appear later.
         observe: Told of every command that ended, as by `SevDevice`.
+
+    Attributes:
+        opened: How often it was opened: again only if what served it had ended.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class PlatformDevice:
         self._path = path
         self._missing = missing
         self._device: SevDevice | None = None
+        self.opened = 0
         self._steps = Steps()
 
     @property
@@ -103,6 +107,7 @@ class PlatformDevice:
         if self._device is None:
             self.require()
             assert self._kernel is not None
+            self.opened += 1
             try:
                 self._device = SevDevice(self._kernel, self._path, observe=self._observe)
             except NotPermitted:

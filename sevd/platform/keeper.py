@@ -16,9 +16,9 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sev.errors import KernelError, NotNow, SevError
+from sev.errors import DeviceMissing, KernelError, NotNow, SevError
 from sevd.platform.desired import Desired, HashStick, drift_of, why_not
-from sevd.platform.views import DesiredView
+from sevd.platform.views import DesiredView, SnpState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before something is tried again: the first time, the second …; the last for every further time."""
+
+_PASSING = (NotNow, KernelError, DeviceMissing)
+"""What may pass by itself."""
 
 _NOT_YET = "The platform was not looked at yet."
 
@@ -150,10 +153,14 @@ class Keeper:
             status = await self._platform.status()
         except SevError as error:
             self._owed = owed or self._owed
-            self._failures += isinstance(error, NotNow | KernelError)
+            self._failures += isinstance(error, _PASSING)
             self._tell((f"The platform does not tell its status: {error.message.rstrip('.')}.",), None)
             return
-        if owed:
+        if owed and status.state is not SnpState.INIT:
+            self._owed = True
+            self._failures += 1
+            self._why = ["It was not changed: SEV-SNP is not initialised, until the kernel starts its next guest."]
+        elif owed:
             self._why = []
             status = await self._apply(desired, status, stick, self._why)
         self._note(status)
@@ -216,7 +223,7 @@ class Keeper:
 
     def _later(self, error: SevError) -> None:
         """It is tried again if that may help."""
-        if isinstance(error, NotNow | KernelError):
+        if isinstance(error, _PASSING):
             self._owed = True
             self._failures += 1
 

@@ -82,6 +82,11 @@ class SnpPlatform:
         self._firmware_update = firmware_update
         self.last: SnpStatusView | None = None
 
+    @property
+    def generation(self) -> int:
+        """Counts up when the device turns out to be another one than before."""
+        return self._device.opened
+
     async def status(self) -> SnpStatusView:
         """SNP_PLATFORM_STATUS, decoded.
 

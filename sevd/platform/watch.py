@@ -61,6 +61,7 @@ class PlatformWatch:
         self._lost = lost
         self._changed = changed
         self._seconds = seconds
+        self._generation = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -88,6 +89,14 @@ class PlatformWatch:
         await self._mend()
         before = self._platform.last
         now = await self._platform.status()
+        another = self._generation not in (0, self._platform.generation)
+        self._generation = self._platform.generation
+        if another:
+            # What served the device ended and is there again, so soon that nobody missed it.
+            self._platform.last = now
+            await self._followed()
+            self._lost()
+            return
         if self._platform.last is not before:
             return  # a command of this daemon came in between, and everything followed it
         self._platform.last = now
@@ -101,11 +110,14 @@ class PlatformWatch:
             f"another program or a reset changed the platform: {', '.join(differing)}",
             details={"changed": ",".join(differing), "reported_tcb": f"{now.reported_tcb.raw:016x}"},
         )
+        await self._followed()
+        (self._lost if lost(before, now) else self._changed)()
+
+    async def _followed(self) -> None:
         try:
             await self._follow()
         except SevError as error:
             log.warning("the certificate table did not follow the platform: %s", error.message)
-        (self._lost if lost(before, now) else self._changed)()
 
 
 def lost(before: SnpStatusView, now: SnpStatusView) -> bool:
