@@ -34,9 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         settings = _settings(args)
         logs.set_up(settings.log_level, os.environ, settings.log_format)
         if args.check_config:
-            from sevd.daemon import policy_of
+            from sevd.daemon import policy_of, remote_of
 
-            policy_of(settings)
+            policy = policy_of(settings)
+            if settings.remote_listen or settings.remote_certificate is not None:
+                remote_of(settings, policy)
             for setting in config.SETTINGS:
                 value = getattr(settings, setting.attribute)
                 sys.stdout.write(f"{setting.name} = {_text(value)}\n")

@@ -17,8 +17,10 @@ from sevd.access import remote as remote_module
 from sevd.access import remote_refusals, tls_files
 from sevd.access.accounts import GateLimits
 from sevd.access.policy import AccessPolicy
+from sevd.access.refusal import CAUSES
 from sevd.access.roles import Role
 from sevd.api.server import ServerLimits
+from tests.support import docs
 from tests.support.authority import HOUR, SERVER, Authority, Issued, place
 from tests.support.remote import Remotely, identities, records, serving_remotely, uri
 from tests.support.serving import by_name, call_on, details
@@ -280,3 +282,8 @@ async def test_what_is_under_way_ends_with_the_server(tmp_path: Path) -> None:
 def test_every_file_s_stamp_is_cheap(tmp_path: Path) -> None:
     files = tls_files.TlsFiles(tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "d")
     assert files.stamp() == (2, 2, 2, 2)
+
+
+def test_the_documentation_has_every_reason() -> None:
+    expected = [(word, meaning, remedy) for word, (meaning, remedy) in CAUSES.items()]
+    assert docs.rows("remote.md", "reason", "what it means", "what to do") == expected
