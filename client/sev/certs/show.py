@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sev.abi import cert_table
-from sev.certs.files import load_all
 from sev.errors import MalformedInput
 
 TYPE_CHECKING = False
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     from sev.certs.crl import Crl
     from sev.certs.x509 import Certificate
 
+_BASE64_MAX = 1 << 16
 _LONGEST, _WRAPPED = 160, 114
 """Columns: lines above the first are cut at the second."""
 
@@ -28,11 +27,14 @@ def describe(data: bytes) -> list[dict[str, object]]:
     Raises:
         MalformedInput: The data is none of these.
     """
-    from sev.certs import show_sev
-
-    row = show_sev.recognised(bytes(data))
+    row = sev_row(bytes(data))
     if row is not None:
+        from sev.certs import show_sev
+
         return show_sev.describe(row)
+    from sev.abi import cert_table
+    from sev.certs.files import load_all
+
     try:
         entries = cert_table.parse(data)
     except MalformedInput:
@@ -48,8 +50,33 @@ def describe(data: bytes) -> list[dict[str, object]]:
     return [certificate_document(one) for one in certificates] + [crl_document(one) for one in crls]
 
 
+def sev_row(data: bytes) -> bytes | None:
+    """The bytes, decoded if base64, that begin like a certificate of SEV's own or AMD's older form; else None."""
+    if _is_sev(data):
+        return data
+    if 100 < len(data) <= _BASE64_MAX and b"-" not in data:
+        from binascii import Error, a2b_base64
+
+        try:
+            decoded = a2b_base64(data)
+        except Error:
+            return None
+        if _is_sev(decoded):
+            return decoded
+    return None
+
+
+def _is_sev(data: bytes) -> bool:
+    """Version 1, and a usage of a platform's keys at 8 or of AMD's at 36."""
+    usages = int.from_bytes(data[8:12], "little"), int.from_bytes(data[36:40], "little")
+    return len(data) >= 64 and data[:4] == b"\1\0\0\0" and (0x1001 <= usages[0] <= 0x1004 or usages[1] in (0, 0x13))
+
+
 def _entry(guid: bytes, content: bytes) -> list[dict[str, object]]:
     from uuid import UUID
+
+    from sev.abi import cert_table
+    from sev.certs.files import load_all
 
     name = str(UUID(bytes=guid))
     try:

@@ -14,31 +14,6 @@ if TYPE_CHECKING:
     from sev.abi.amd_certificate import AmdCertificate
     from sev.abi.sev_certificate import SevCertificate, Signature
 
-_BASE64_MAX = 1 << 16
-
-
-def recognised(data: bytes) -> bytes | None:
-    """The certificates, if the data begin with one of either form, or are base64 of such; else None."""
-    if _begins(data):
-        return data
-    if 100 < len(data) <= _BASE64_MAX and b"-" not in data:
-        from binascii import Error, a2b_base64
-
-        try:
-            decoded = a2b_base64(data)
-        except Error:
-            return None
-        if _begins(decoded):
-            return decoded
-    return None
-
-
-def _begins(data: bytes) -> bool:
-    if data[:4] != b"\1\0\0\0" or len(data) < amd_certificate.HEADER_SIZE:
-        return False
-    usages = int.from_bytes(data[8:12], "little"), int.from_bytes(data[36:40], "little")
-    return usages[0] in abi.ALGORITHM_OF or usages[1] in amd_certificate.USAGE_NAMES
-
 
 def describe(data: bytes) -> list[dict[str, object]]:
     """One JSON object for each certificate in a row, SEV's first.

@@ -92,14 +92,17 @@ def _roots(path: str | None) -> tuple[Roots | None, SevRoots | None]:
     """Trusted roots of both systems. A file holds those of one: none of the other's are trusted then."""
     if path is None:
         return None, None
-    from sev.certs import Roots
-    from sev.certs.sev_roots import SevRoots
+    from sev.certs.tree import is_x509
     from sev.cli.files import read_file
 
     data = read_file(path, "the roots", _LIMIT)
-    if data[:1] == b"\x30" or b"-----BEGIN " in data:
-        return Roots.from_pem(data), SevRoots((), ())
-    return Roots((), ()), SevRoots.of(data)
+    if is_x509(data):
+        from sev.certs import Roots
+
+        return Roots.from_pem(data), None
+    from sev.certs.sev_roots import SevRoots
+
+    return None, SevRoots.of(data)
 
 
 def _generate(args: Namespace, out: Output) -> int:

@@ -6,8 +6,8 @@ from sev.cli import values
 from sev.cli.files import hash_file, read_file
 from sev.cli.quick import Option
 from sev.errors import UsageError
+from sev.measurement.inputs import MAX_VCPUS
 from sev.measurement.ovmf import MAX_IMAGE
-from sev.measurement.plan import MAX_VCPUS, LaunchPlan, snp_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sev.cli.output import Output
     from sev.cli.quick import Arguments
+    from sev.measurement.plan import LaunchPlan
 
 
 FIRMWARE = Option("--ovmf", metavar="FILE", required=True, help="the firmware image (OVMF.fd, OVMF_CODE.fd)")
@@ -76,6 +77,8 @@ def plan_of(args: Namespace | Arguments, out: Output) -> LaunchPlan:
         UsageError: An option is missing or contradicts another, or a file cannot be read.
         MalformedInput: An image contradicts itself, or lacks what the options need.
     """
+    from sev.measurement.plan import snp_plan
+
     svsm = read_file(args.svsm, "the SVSM image", MAX_IMAGE) if args.svsm else None
     plan = snp_plan(
         read_file(args.ovmf, "the firmware image", MAX_IMAGE),

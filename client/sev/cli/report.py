@@ -106,12 +106,13 @@ def _build_appraise(appraise: ArgumentParser) -> None:
 
 
 def _show(args: Namespace, out: Output) -> int:
-    from sev.abi.report_text import text
-    from sev.cli.report_inputs import evidence
     from sev.cli.report_legacy import is_legacy, show
 
     if is_legacy(args.file):
         return show(args, out)
+    from sev.abi.report_text import text
+    from sev.cli.report_inputs import evidence
+
     found = evidence(args)
     out.detail(f"sev: recognised as {found.form}")
     out.result({**found.report.document(), "form": found.form}, text(found.report))

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from sev.attestation import Step
     from sev.cli.output import Output
 
+SIZE = 208
+"""Bytes of such a report. All else about it is loaded when there is one."""
+
 _LIMIT = 1 << 20
 _NOT_HERE = ("vek", "certs", "cert_table", "policy", "report_data", "host_data", "vmpl", "product")
 
@@ -27,8 +30,6 @@ def add_options(parser: ArgumentParser) -> None:
 def is_legacy(path: str) -> bool:
     """Whether a file has the size of such a report. What cannot be looked at is left to whoever reads it."""
     from os import stat
-
-    from sev.abi.legacy_report import SIZE
 
     try:
         return stat(path).st_size == SIZE

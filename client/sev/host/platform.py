@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from sev.abi import kvm, kvm_sev
 from sev.abi import sev_device as abi
-from sev.abi.tcb import TcbVersion
 from sev.errors import DeviceMissing, SevError
 from sev.host import era
 from sev.host.machine import CCP, KERNEL_LOG
@@ -194,6 +193,8 @@ def _tcb(machine: Machine) -> Outcome:
         return passed(f"{status.current_tcb:016x}")
     names = ""
     if product is not None and product.has_snp:
+        from sev.abi.tcb import TcbVersion
+
         current = TcbVersion.from_int(status.current_tcb, product)
         reported = TcbVersion.from_int(status.reported_tcb, product)
         differ = [name for name, value in current.components().items() if reported.components().get(name) != value]

@@ -15,7 +15,6 @@ import os
 import time
 
 from sev import status as statuses
-from sev.abi import sev_certificate
 from sev.abi import sev_device as abi
 from sev.errors import DeviceMissing, FirmwareError, MalformedInput, NotOffered, NotPermitted, SevError, WrongState
 from sev.launch.refusals import number_of, opening, refused
@@ -183,10 +182,12 @@ class SevDevice:
             MalformedInput: One of them is not 2084 bytes.
             FirmwareError: ALREADY_OWNED; INVALID_CERTIFICATE: not this platform's PEK, or no OCA; BAD_SIGNATURE.
         """
+        from sev.abi.sev_certificate import SIZE
+
         for name, data in (("PEK", pek), ("OCA", oca)):
-            if len(data) != sev_certificate.SIZE:
+            if len(data) != SIZE:
                 raise MalformedInput(
-                    f"{name} certificate: {len(data)} bytes where exactly {sev_certificate.SIZE} were expected",
+                    f"{name} certificate: {len(data)} bytes where exactly {SIZE} were expected",
                     field=name.lower(),
                 )
         memory = self._kernel.memory

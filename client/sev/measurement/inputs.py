@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from sev.measurement.ovmf import Image
     from sev.measurement.vmm import Vmm
 
+MAX_VCPUS = 4096
+"""The most vCPUs that KVM can be built for."""
+
 
 def check_range(name: str, value: int, lowest: int, highest: int) -> None:
     """Raises UsageError, naming the value, unless it lies in the range."""

@@ -12,8 +12,7 @@ from hashlib import sha256
 from sev.errors import MalformedInput
 from sev.measurement import ovmf
 from sev.measurement import vmm as vmms
-from sev.measurement.inputs import check_range, hashes_base, hashes_of, needs_reset, signature_of
-from sev.measurement.plan import MAX_VCPUS
+from sev.measurement.inputs import MAX_VCPUS, check_range, hashes_base, hashes_of, needs_reset, signature_of
 
 SEV_ES_FEATURES = 0
 """SEV_FEATURES of an SEV-ES guest's vCPUs, unless the VMM asks KVM for more."""

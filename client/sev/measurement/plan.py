@@ -12,16 +12,13 @@ from sev.errors import MalformedInput, UsageError
 from sev.measurement import digest as chain
 from sev.measurement import ovmf
 from sev.measurement import vmm as vmms
-from sev.measurement.inputs import check_range, hashes_base, hashes_of, needs_reset, signature_of
+from sev.measurement.inputs import MAX_VCPUS, check_range, hashes_base, hashes_of, needs_reset, signature_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sev.measurement.ovmf import Image, Section
-
-MAX_VCPUS = 4096
-"""The most vCPUs that KVM can be built for."""
 
 _SECTION_PAGES = {
     ovmf.SEC_MEM: page_info.ZERO,

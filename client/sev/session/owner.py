@@ -6,7 +6,7 @@ from sev.abi import sev_certificate as abi
 from sev.abi.sev_certificate import SevCertificate
 from sev.certs import sev_signatures
 from sev.errors import UsageError
-from sev.measurement.id_block import load_private_key
+from sev.p384 import load_private_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def test_any_bytes(noise: bytes, at: int) -> None:
     raw = bytearray(CHAIN[:2084])
     raw[at : at + len(noise)] = noise
     for data in (bytes(raw), noise, b"\1\0\0\0" + noise):
-        row = show_sev.recognised(data)
+        row = show.sev_row(data)
         if row is not None:
             try:
                 show.text(show_sev.describe(row))
