@@ -32,6 +32,7 @@ NOUNS: dict[str, str] = {
     "top": "a live table of a host and its guests",
     "events": "what happens on a host, as it happens",
     "audit": "who asked the daemon for what, and what came of it",
+    "doctor": "what is wrong here, and a bundle for the report of a bug",
     "explain": "what a firmware status means and what to do",
     "completion": "completion for bash, zsh or fish",
 }
