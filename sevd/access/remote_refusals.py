@@ -1,7 +1,9 @@
 """Records of remote connections that were refused: so many a minute, and no more.
 
 Whoever can reach the port can be refused as often as he likes, and the audit trail is bounded: without a limit he could
-push everybody else's records out of it. What is left out is counted, and the count is recorded.
+push everybody else's records out of it. Callers of this machine are counted each by itself (`sevd.access.refusals`);
+a stranger may have any number of addresses and certificates, so here all together are bounded too. What is left out is
+counted, and the count is recorded.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class RemoteRefusals:
             self._end = self._loop.call_later(WINDOW_SECONDS, self._renew, socket)
         if self._recorded >= IN_ALL or self._counts[host] >= PER_ADDRESS or self._counts[cause] >= PER_CAUSE:
             self._left_out += 1
+            self._audit.count_refused(socket, error.reason)
             return
         self._recorded += 1
         self._counts.update((host, cause))
