@@ -55,6 +55,10 @@ class Account:
         held: Bytes of requests that were received and are not done with.
         debt: Seconds of the event loop that it has cost and not paid for (sevd.access.turns).
         paid_at: When it was last reckoned up.
+        begun: Calls that were passed to the server.
+        arrived: Calls that have come to their handlers.
+        seen: How many had when it was last looked at.
+        seen_at: When that changed.
     """
 
     owner: str
@@ -63,6 +67,10 @@ class Account:
     held: int = 0
     debt: float = 0.0
     paid_at: float = 0.0
+    begun: int = 0
+    arrived: int = 0
+    seen: int = 0
+    seen_at: float = 0.0
 
     def admit_connection(self, caller: Caller, limits: GateLimits) -> None:
         """Counts a connection in. Raises LimitReached."""

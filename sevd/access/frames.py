@@ -49,12 +49,13 @@ class Frames:
         self.calls = 0
         self.frames = 0
 
-    def read(self, data: memoryview, allowance: float, call_seconds: float) -> tuple[int, float]:
+    def read(self, data: memoryview, allowance: float, calls: int, call_seconds: float) -> tuple[int, float]:
         """Reads on until what was read costs as much as is allowed.
 
         Args:
             data: What follows on what was read before.
             allowance: Seconds; at 0 or less nothing is read that begins a frame.
+            calls: How many calls may begin; at 0 or less nothing is read that begins a frame.
             call_seconds: What a call costs.
 
         Returns:
@@ -62,6 +63,7 @@ class Frames:
             read only up to where a frame begins.
         """
         at, size, cost, left = 0, len(data), 0.0, self._left
+        calls += self.calls
         while at < size:
             if left:
                 step = min(left, size - at)
@@ -69,7 +71,7 @@ class Frames:
                 at += step
                 cost += step * self._rate
                 continue
-            if cost >= allowance and not self._head:
+            if (cost >= allowance or self.calls >= calls) and not self._head:
                 break
             if self._head or size - at < HEADER_BYTES:
                 take = min(HEADER_BYTES - len(self._head), size - at)

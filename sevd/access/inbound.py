@@ -76,7 +76,7 @@ class Inbound:
     def _readable(self) -> None:
         account = self._holder.account
         allowance = self._turns.allowance(account)
-        if allowance <= 0:
+        if allowance[0] <= 0 or allowance[1] <= 0:
             self._pause(self._turns.wait(account))
             return
         try:
@@ -108,11 +108,11 @@ class Inbound:
             self._pending, self._cleared = memoryview(bytes(_VIEW[sent:size])), cleared - sent
             self._wait()
 
-    def _clear(self, data: memoryview, allowance: float) -> int:
+    def _clear(self, data: memoryview, allowance: tuple[float, int]) -> int:
         """How much of it may go on now."""
         frames, turns = self._frames, self._turns
         before = frames.calls
-        cleared, cost = frames.read(data, allowance, turns.call_seconds)
+        cleared, cost = frames.read(data, *allowance, turns.call_seconds)
         turns.charge(self._holder.account, cost + EVENT_SECONDS, frames.calls - before)
         return cleared
 
@@ -123,7 +123,7 @@ class Inbound:
             if not self._cleared:
                 account = self._holder.account
                 allowance = self._turns.allowance(account)
-                if allowance > 0:
+                if allowance[0] > 0 and allowance[1] > 0:
                     self._cleared = self._clear(self._pending, allowance)
                 if not self._cleared:
                     self._pause(self._turns.wait(account))

@@ -3,7 +3,8 @@
 Whatever a caller sends costs time of the one event loop that serves everybody: relaying it, and above all the calls
 that it begins. What an identity has cost lately is its debt; it is paid off with time. As long as no other identity has
 called for a while nobody is held back. Otherwise one with more debt than BURST_SECONDS waits until it has paid: what it
-sends stays in its sockets, and whoever calls now and then finds few calls of it in front of his own.
+sends stays in its sockets. And of no identity are more than a few calls on their way through the server to their
+handlers at any time: so whoever calls now and then finds few calls of others in front of his own.
 
 What a call costs is measured: the processor time of the event loop's thread, over the calls that were made with it.
 """
@@ -28,6 +29,18 @@ SHARE = 0.8
 
 OTHERS_SECONDS = 2.0
 """How long after its last call another identity is reckoned with."""
+
+CALLS = 4
+"""Calls of an identity that are on their way to their handlers, where others call too."""
+
+LONE_CALLS = 64
+"""The same where no others do."""
+
+PENDING_SECONDS = 0.002
+"""How long to wait for calls that are on their way."""
+
+LOST_SECONDS = 0.25
+"""When none of them arrives for so long they are not waited for any more: the server has refused them itself."""
 
 EVENT_SECONDS = 20e-6
 """Of waking up for a connection."""
@@ -58,8 +71,8 @@ class Turns:
         self._other_at = -OTHERS_SECONDS
         self._waiting: dict[str, float] = {}
 
-    def allowance(self, account: Account) -> float:
-        """Seconds that an identity may cost now; 0 or less: it has to wait."""
+    def allowance(self, account: Account) -> tuple[float, int]:
+        """Seconds that an identity may cost now, and calls that it may begin; 0 or less of either: it has to wait."""
         now = self._clock()
         if account is not self._latest:
             self._latest, self._other_at = account, self._latest_at
@@ -68,12 +81,14 @@ class Turns:
         paid = (now - account.paid_at) * (1.0 if alone else self._share())
         account.debt = min(max(0.0, account.debt - paid), LONE_BURST_SECONDS)
         account.paid_at = now
-        return LONE_BURST_SECONDS if alone else BURST_SECONDS - account.debt
+        calls = (LONE_CALLS if alone else CALLS) - self._pending(account, now)
+        return LONE_BURST_SECONDS if alone else BURST_SECONDS - account.debt, calls
 
     def charge(self, account: Account, seconds: float, calls: int) -> None:
         """Adds to an identity's debt."""
         account.debt += seconds
         if calls:
+            account.begun += calls
             self._calls += calls
             if self._calls >= CALLS_MEASURED:
                 used = self._processor()
@@ -85,7 +100,17 @@ class Turns:
         """Seconds until an identity may cost something again."""
         now = self._clock()
         self._waiting[account.owner] = now
-        return max(account.debt - BURST_SECONDS / 2, 0.0) / self._share() + 1e-4
+        if account.debt < BURST_SECONDS:
+            return PENDING_SECONDS
+        return (account.debt - BURST_SECONDS / 2) / self._share()
+
+    def _pending(self, account: Account, now: float) -> int:
+        """Calls that have been passed to the server and are not with their handlers yet."""
+        if account.arrived != account.seen:
+            account.seen, account.seen_at = account.arrived, now
+        if account.arrived > account.begun or now - account.seen_at > LOST_SECONDS:
+            account.begun, account.seen_at = account.arrived, now
+        return account.begun - account.arrived
 
     def _share(self) -> float:
         """What one of those that wait gets of the event loop."""

@@ -109,6 +109,7 @@ def _fast(
             return await slow(unused, context)
         connection.calls += 1
         connection.account.calls += 1
+        connection.account.arrived += 1
         raw: bytes | SevError
         try:
             raw = await request_of(context)

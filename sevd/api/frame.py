@@ -108,6 +108,7 @@ class Frame:
         if connection is None:
             raise Unreachable(_NO_CONNECTION, remedy="Connect again, to the daemon's socket.")
         caller, account = connection.caller, connection.account
+        account.arrived += 1
         call = CURRENT.get()
         if call is not None:
             call.owner = caller.owner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +15,7 @@ from sevd.access.frames import PREFACE
 from sevd.access.greeting import Greeting
 from sevd.access.inbound import Inbound
 from sevd.access.relay import Relay
-from sevd.access.turns import Turns
+from sevd.access.turns import LONE_CALLS, Turns
 from tests.unit.access.test_frames import calls
 
 
@@ -85,6 +85,14 @@ async def test_who_goes_away() -> None:
     one.close()
 
 
+class Arriving(Turns):
+    """Every call is with its handler at once: there is no server that would say so."""
+
+    def charge(self, account: Account, seconds: float, calls: int) -> None:
+        super().charge(account, seconds, calls)
+        account.arrived = account.begun
+
+
 @asynccontextmanager
 async def joined(turns: Turns, account: Account, first: bytes) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
     """A caller's socket and the server's."""
@@ -120,7 +128,7 @@ async def read(sock: socket.socket, size: int) -> bytes:
 
 async def test_everything_arrives_in_its_order() -> None:
     data = PREFACE + calls(20_000)
-    async with joined(Turns(), Account("uid:1"), data[:1000]) as (client, server):
+    async with joined(Arriving(), Account("uid:1"), data[:1000]) as (client, server):
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(client, data[1000:]))
         assert await read(server, len(data)) == data
         await sending
@@ -133,7 +141,7 @@ async def test_everything_arrives_in_its_order() -> None:
 
 
 async def test_a_server_that_is_slow_stops_its_caller() -> None:
-    async with joined(Turns(), Account("uid:1"), PREFACE) as (client, server):
+    async with joined(Arriving(), Account("uid:1"), PREFACE) as (client, server):
         data, sent = calls(100_000), 0
         for _ in range(50):
             try:
@@ -145,7 +153,7 @@ async def test_a_server_that_is_slow_stops_its_caller() -> None:
 
 
 async def test_who_costs_much_waits_and_loses_nothing() -> None:
-    turns, greedy = Turns(), Account("uid:1")
+    turns, greedy = Arriving(), Account("uid:1")
     turns.allowance(Account("uid:2"))
     data = PREFACE + calls(500)
     async with joined(turns, greedy, data[:24]) as (client, server):
@@ -153,6 +161,21 @@ async def test_who_costs_much_waits_and_loses_nothing() -> None:
         await asyncio.get_running_loop().sock_sendall(client, data[24:])
         assert await read(server, len(data)) == data
         assert asyncio.get_running_loop().time() - begin > 0.03  # 500 calls of at least 0.1 ms, at a share of the loop
+
+
+async def test_calls_wait_for_those_before_them() -> None:
+    account = Account("uid:1")
+    data = PREFACE + calls(LONE_CALLS + 10)
+    async with joined(Turns(), account, data) as (_, server):
+        size = len(PREFACE + calls(LONE_CALLS))
+        await read(server, size - 100)
+        await asyncio.sleep(0.05)
+        with suppress(BlockingIOError):
+            assert len(server.recv(1 << 20)) <= 100
+        assert account.begun == LONE_CALLS
+        account.arrived = LONE_CALLS
+        await asyncio.sleep(0.05)
+        assert account.begun == LONE_CALLS + 10
 
 
 async def test_a_server_that_is_gone_already() -> None:

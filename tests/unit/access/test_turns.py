@@ -17,6 +17,12 @@ class Clock:
         return self.now
 
 
+def may(turns: Turns, account: Account) -> bool:
+    """Whether it may begin something; what it has begun has arrived."""
+    account.arrived = account.begun
+    return min(turns.allowance(account)) > 0
+
+
 def busy(turns: Turns, clock: Clock, accounts: list[Account], seconds: float, cost: float) -> dict[str, float]:
     """What each gets that always wants more."""
     got = dict.fromkeys((one.owner for one in accounts), 0.0)
@@ -25,7 +31,7 @@ def busy(turns: Turns, clock: Clock, accounts: list[Account], seconds: float, co
     while clock.now < until:
         for account in accounts:
             if wake[account.owner] <= clock.now:
-                if turns.allowance(account) > 0:
+                if may(turns, account):
                     turns.charge(account, cost, 1)
                     got[account.owner] += cost
                 else:
@@ -38,7 +44,8 @@ def test_alone_nobody_waits() -> None:
     clock = Clock()
     turns, one = Turns(clock, lambda: 0.0), Account("uid:1")
     for _ in range(1000):
-        assert turns.allowance(one) > BURST_SECONDS
+        one.arrived = one.begun
+        assert turns.allowance(one)[0] > BURST_SECONDS
         turns.charge(one, 0.01, 1)
 
 
@@ -49,7 +56,7 @@ def test_debt_of_one_that_was_alone_is_bounded() -> None:
         turns.allowance(one)
         turns.charge(one, 1.0, 1)
     turns.allowance(other)
-    assert turns.allowance(one) <= 0
+    assert not may(turns, one)
     assert turns.wait(one) <= LONE_BURST_SECONDS / SHARE + 0.01
 
 
@@ -57,13 +64,13 @@ def test_with_others_debt_has_to_be_paid() -> None:
     clock = Clock()
     turns, one, other = Turns(clock, lambda: 0.0), Account("uid:1"), Account("uid:2")
     turns.allowance(other)
-    assert turns.allowance(one) == pytest.approx(BURST_SECONDS)
+    assert turns.allowance(one)[0] == pytest.approx(BURST_SECONDS)
     turns.charge(one, 3 * BURST_SECONDS, 1)
-    assert turns.allowance(one) < 0
-    assert turns.allowance(other) > 0
+    assert not may(turns, one)
+    assert may(turns, other)
     clock.now += turns.wait(one)
     turns.allowance(other)
-    assert turns.allowance(one) > 0
+    assert may(turns, one)
 
 
 def test_one_that_wants_everything_gets_its_share() -> None:
@@ -73,7 +80,7 @@ def test_one_that_wants_everything_gets_its_share() -> None:
     got = 0.0
     for _ in range(10):
         got += busy(turns, clock, [greedy], 0.1, 0.4e-3)["uid:1"]
-        assert turns.allowance(modest) > 0
+        assert may(turns, modest)
     assert 0.5 * SHARE < got < 1.2 * SHARE
 
 
@@ -92,10 +99,10 @@ def test_others_are_forgotten() -> None:
     turns.allowance(other)
     turns.allowance(one)
     turns.charge(one, 0.05, 1)
-    assert turns.allowance(one) <= 0
+    assert not may(turns, one)
     clock.now += OTHERS_SECONDS + 0.1
     turns.charge(one, 0.05, 1)
-    assert turns.allowance(one) > 0
+    assert may(turns, one)
 
 
 @pytest.mark.parametrize(("each", "expected"), [(1e-3, 1e-3), (1.0, module._MOST), (0.0, module._LEAST)])
@@ -106,3 +113,24 @@ def test_what_a_call_costs_is_measured(each: float, expected: float) -> None:
         used[0] += each
         turns.charge(one, 0.0, 1)
     assert turns.call_seconds == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_few_calls_are_on_their_way(alone: bool) -> None:
+    clock = Clock()
+    turns, one = Turns(clock, lambda: 0.0), Account("uid:1")
+    if not alone:
+        turns.allowance(Account("uid:2"))
+    most = module.LONE_CALLS if alone else module.CALLS
+    assert turns.allowance(one)[1] == most
+    turns.charge(one, 0.0, most)
+    assert turns.allowance(one)[1] == 0
+    assert turns.wait(one) == module.PENDING_SECONDS
+    one.arrived += 2
+    assert turns.allowance(one)[1] == 2
+    clock.now += module.LOST_SECONDS / 2
+    assert turns.allowance(one)[1] == 2
+    clock.now += module.LOST_SECONDS  # the server has refused the others by itself
+    assert turns.allowance(one)[1] == most
+    one.arrived += 10  # or has not
+    assert turns.allowance(one)[1] == most
