@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,6 @@ from tests.support import real_mode as rm
 from tests.support.daemon import Daemon, running
 from tests.support.device_files import DeviceFiles, device_files
 from tests.support.needs import need_kvm
-from tests.support.simulated import template
 from tests.support.tiny_firmware import DEBUG_PORT, tiny_firmware
 
 TYPES = ("sev", "sev-es")
@@ -373,27 +371,3 @@ def test_a_launch_goes_on_where_the_daemon_left_it(service: Service) -> None:
         host.write_guest_memory(guest.guest_id, 0x1234, b"w" * 100_000)
         assert host.read_guest_memory(guest.guest_id, 0x1233, 100_002)[1:-1] == b"w" * 100_000
         host.delete_guest(guest.guest_id)
-
-
-def test_technologies_that_a_daemon_leaves_out(tmp_path: Path) -> None:
-    (tmp_path / "sevd.toml").write_text('[guests]\ntechnologies = ["snp"]\n')
-    chip = template("genoa")
-    (tmp_path / "state").mkdir(mode=0o700)
-    shutil.copytree(chip, tmp_path / "state" / "simulator")
-    with (
-        running(tmp_path, "--simulate=genoa", "--config", str(tmp_path / "sevd.toml")) as daemon,
-        daemon.connect() as host,
-    ):
-        assert host.host().technologies == ("sev-snp",)
-        refusals: list[Callable[[], object]] = [
-            lambda: host.launch_sev(FIRMWARE),
-            host.sev_status,
-            host.export_platform,
-            lambda: host.reset_platform(confirm=True),
-        ]
-        for refuse in refusals:
-            with pytest.raises(SevError) as refused:
-                refuse()
-            assert refused.value.exit_code == 6
-            assert "guests.technologies" in refused.value.message
-        assert host.snp_status().state == "init"

@@ -12,7 +12,7 @@ import pytest
 from sev import status
 from sev.abi import sev_certificate
 from sev.abi import sev_device as abi
-from sevd.simulator import Simulator, kernel_era
+from sevd.simulator import Simulator
 from sevd.simulator.process import Process
 from tests.support.caller import UNTOUCHED, Outcome, issue
 from tests.support.legacy import Owner, check_chain
@@ -35,7 +35,7 @@ PROBED = (EIO, status.INVALID_LENGTH)
 Calls = Callable[[], list[str]]
 
 
-@pytest.fixture(params=list(kernel_era.ERAS))
+@pytest.fixture(params=["A", "B", "C"])
 def era(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
