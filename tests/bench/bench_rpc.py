@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ CLIENTS = ((1, 1000), (8, 150), (64, 30))
 CHUNK = 1 << 20
 UPLOAD_BYTES = 256 << 20
 GUEST_BYTES = 256 << 20
+
+Dial = Callable[[str], grpc.aio.Channel]
 
 BARE = """
 import asyncio, sys, grpc
@@ -60,9 +62,9 @@ def channel(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=options)
 
 
-async def unary(target: str, path: str, clients: int, calls: int) -> tuple[float, float]:
+async def unary(target: str, path: str, clients: int, calls: int, dial: Dial = channel) -> tuple[float, float]:
     """(p50 in seconds, calls per second)."""
-    channels = [channel(target) for _ in range(clients)]
+    channels = [dial(target) for _ in range(clients)]
     took: list[float] = []
 
     async def one(through: grpc.aio.Channel) -> None:
@@ -81,22 +83,22 @@ async def unary(target: str, path: str, clients: int, calls: int) -> tuple[float
     return statistics.median(took), clients * calls / total
 
 
-async def upload(target: str, path: str, messages: list[bytes]) -> float:
+async def upload(target: str, path: str, messages: list[bytes], dial: Dial = channel) -> float:
     """Bytes per second of a client stream."""
 
     async def stream() -> AsyncIterator[bytes]:
         for message in messages:
             yield message
 
-    async with channel(target) as through:
+    async with dial(target) as through:
         call: Any = through.stream_unary(path)
         begin = time.perf_counter()
         await call(stream())
         return sum(map(len, messages)) / (time.perf_counter() - begin)
 
 
-def create_guest(target: str) -> str:
-    """A guest whose memory can be loaded."""
+def create_guest(target: str, through: grpc.Channel | None = None) -> str:
+    """A guest whose memory can be loaded; through a connection that is there, or one of its own."""
     request = guest_pb2.CreateGuestRequest(
         type=guest_pb2.GUEST_TYPE_SNP,
         memory_bytes=GUEST_BYTES,
@@ -104,7 +106,7 @@ def create_guest(target: str) -> str:
         vcpu_count=1,
         cpuid_signature=0x00A10F11,
     )
-    with grpc.insecure_channel(target) as plain:
+    with through or grpc.insecure_channel(target) as plain:
         call = plain.unary_unary(
             "/sev.v1.GuestService/CreateGuest",
             request_serializer=guest_pb2.CreateGuestRequest.SerializeToString,
