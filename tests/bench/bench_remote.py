@@ -72,11 +72,11 @@ def measure(rounds: int, clients: tuple[tuple[int, int], ...], connections: int)
                     f"GetHost, {count:2} clients: p50 {tls * 1e6:.0f} us, {p50:.2f} x Unix ({here * 1e6:.0f} us); "
                     f"throughput {through:.2f} x"
                 )
-            rows = []
+            pairs = []
             for _ in range(rounds):
                 tls = asyncio.run(connecting(port, secure, connections))
-                rows.append((tls, asyncio.run(connecting(unix, channel, connections))))
-            tls, here = (statistics.median(column) for column in zip(*rows, strict=True))
+                pairs.append((tls, asyncio.run(connecting(unix, channel, connections))))
+            tls, here = (statistics.median(column) for column in zip(*pairs, strict=True))
             lines.append(
                 f"a connection and its first call: {tls * 1e3:.1f} ms, {tls / here:.1f} x Unix ({here * 1e3:.1f} ms)"
             )
