@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sev.abi import sev_certificate as abi
 from sev.abi.sev_certificate import SevCertificate
@@ -106,6 +107,21 @@ def test_an_owners_certificate_signs_a_platform(tmp_path: Path) -> None:
     done = sev("certs", "sign", tmp_path / "csr", "--oca-cert", cert, "--oca-key", tmp_path / "other.key", "--out", out)
     assert done.code == 2
     assert "does not belong" in done.err
+
+
+def test_a_certificate_for_a_key_that_is_there(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "key.pem").write_bytes(pem)
+    done = sev("certs", "generate", tmp_path / "oca.cert", tmp_path / "key.pem", "--existing-key")
+    assert (done.code, done.out) == (0, f"wrote {tmp_path}/oca.cert\n")
+    oca = SevCertificate.read((tmp_path / "oca.cert").read_bytes())
+    assert oca.public_key() == key.public_key()
+    assert sev_signatures.verify(oca, oca) == 1
+    assert (tmp_path / "key.pem").read_bytes() == pem
+    for bad in ("nowhere", "oca.cert"):
+        assert sev("certs", "generate", tmp_path / "other", tmp_path / bad, "--existing-key").code in (2, 9)
+    assert not (tmp_path / "other").exists()
 
 
 def test_sessions(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -40,13 +41,33 @@ def ours() -> list[str]:
     return sorted(set(found))
 
 
+def whole() -> set[str]:
+    """Those that stand in the place of a command of theirs, with all that they need."""
+    rows = [row for tool in ("sevctl", "sev-tool") for row in docs.rows(PAGE, tool, "here", "different")]
+    found = {one.replace("\\|", "|") for row in rows for one in re.findall(r"(sev [^,]+)", row[1])}
+    return {one.replace("`", "").strip() for one in found if not one.rstrip("`").endswith("…")} | {
+        one.replace("`", "").strip() for one in found if one.rstrip("`").endswith("FILE…")
+    }
+
+
+def spelled(words: list[str]) -> Iterator[list[str]]:
+    """A line of the page as somebody would type it: of several values each in turn, of FILE… one."""
+    values = next((word for word in words if "|" in word), "")
+    for value in values.split("|"):
+        yield [value if word == values else word.rstrip("…") for word in words]
+
+
 @pytest.mark.parametrize("text", ours())
 def test_what_is_named_here_exists(text: str) -> None:
     words = text.split()[1:]
     path = next(tuple(words[:count]) for count in range(len(words), 0, -1) if tuple(words[:count]) in COMMANDS)
     command = COMMANDS[path]
     options = {name for option in command.options for name in option.names}
-    if command.is_leaf:
+    if command.is_leaf and text in whole():
+        assert command.parser is not None
+        for line in spelled(words[len(path) :]):
+            command.parser.parse_args(line)  # SystemExit where it would be refused
+    elif command.is_leaf:
         assert [word for word in words[len(path) :] if word.startswith("--") and word not in options] == []
     else:  # a noun as a whole, such as `sev snp`
         assert words == list(path)

@@ -47,8 +47,15 @@ def build_generate(parser: ArgumentParser) -> None:
     )
     parser.add_argument("cert", metavar="CERT", help="where to write the certificate, 2084 bytes")
     parser.add_argument("key", metavar="KEY", help="where to write the private key, DER")
+    parser.add_argument(
+        "--existing-key", action="store_true", help="KEY is there already (P-384, DER or PEM): write its certificate"
+    )
     parser.set_defaults(run=_generate)
-    examples(parser, ("sev certs generate oca.cert oca.key", "before sev platform own"))
+    examples(
+        parser,
+        ("sev certs generate oca.cert oca.key", "before sev platform own"),
+        ("sev certs generate oca.cert oca.pem --existing-key", "for a key that openssl or sev-tool's owner made"),
+    )
 
 
 def build_sign(parser: ArgumentParser) -> None:
@@ -111,18 +118,25 @@ def _generate(args: Namespace, out: Output) -> int:
 
     from sev.abi import sev_certificate as abi
     from sev.certs import sev_signatures
+    from sev.cli.files import read_secret
     from sev.cores import no_core
+    from sev.p384 import load_private_key
 
     no_core()
     if "-" in (args.cert, args.key):
         raise UsageError("certificate and key are two files", field="CERT")
-    key = ec.generate_private_key(ec.SECP384R1())
+    if args.existing_key:
+        key = load_private_key(read_secret(args.key, "the owner's key", _KEY_LIMIT), "the owner's key")
+    else:
+        key = ec.generate_private_key(ec.SECP384R1())
+        encoded = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+        out.write_file(args.key, encoded, secret=True)
     bare = abi.SevCertificate.of_key(abi.OCA, key.public_key(), (0, 0))
     certificate = sev_signatures.sign(bare, key, abi.OCA)
-    encoded = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-    out.write_file(args.key, encoded, secret=True)
     out.write_file(args.cert, certificate.encode())
-    out.result({"certificate": args.cert, "key": args.key}, f"wrote {args.cert}\nwrote {args.key}")
+    written = [args.cert] if args.existing_key else [args.cert, args.key]
+    document = {"certificate": args.cert, "key": args.key}
+    out.result(document, "\n".join(f"wrote {path}" for path in written))
     return 0
 
 
