@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +53,17 @@ class Daemon:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, chip: Path | None = None) -> Iterator[Daemon]:
-    """Runs `sevd` with these arguments, its socket and state in `folder`; ready when it answers."""
+def running(folder: Path, *arguments: str, chip: Path | None = None, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
+    """Runs `sevd` with these arguments, its socket and state in `folder`; ready when it answers.
+
+    `prefix` is a command that runs it, in its own process.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state"
     if chip is not None and not state.exists():
         shutil.copytree(chip, state)
     socket = str(folder / "s")
-    command = [sys.executable, "-m", "sevd", *arguments, "--socket", socket, "--state-dir", str(state)]
+    command = [*prefix, sys.executable, "-m", "sevd", *arguments, "--socket", socket, "--state-dir", str(state)]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     daemon = Daemon(socket, process, folder)
