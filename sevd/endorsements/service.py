@@ -183,8 +183,12 @@ class Endorsements:
 
     async def update(self) -> EndorsementSet:
         """Takes the lock and makes set and table fit what the platform says now. Raises as `exclusive`."""
-        async with self.exclusive():
-            return await self.settle()
+        try:
+            async with self.exclusive():
+                return await self.settle()
+        except SevError as error:
+            self.mark_stale(error)
+            raise
 
     async def settle(self) -> EndorsementSet:
         """The same while `exclusive` is held. What fails leaves the table empty, and is said; never raises SevError."""

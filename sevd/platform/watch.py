@@ -83,6 +83,8 @@ class PlatformWatch:
                 return  # and never will be
             except SevError as error:
                 log.debug("the platform does not tell its status: %s", error.message)
+            except Exception:
+                log.exception("the platform cannot be watched")
 
     async def look(self) -> None:
         """Looks once. Raises SevError as the status does."""

@@ -53,10 +53,10 @@ class Caller(Protocol):
 
 
 def certificate_table(endorsements: dict[str, bytes]) -> bytes:
-    """The certificate table that a host gives its guests: the certificate behind a report's default signer, with its
-    chain. `endorsements` as Simulator.endorsements gives them, DER by kind."""
-    entries = _TABLE[0] if "vlek" in endorsements else _TABLE[1]
-    return cert_table.build((guid, endorsements[kind]) for kind, guid in entries)
+    """The certificate table that a host gives its guests: the certificate behind a report's default signer, where one
+    fits, with its chain. `endorsements` as Simulator.endorsements gives them, DER by kind."""
+    entries = _TABLE[0] if "asvk" in endorsements else _TABLE[1]
+    return cert_table.build((guid, endorsements[kind]) for kind, guid in entries if kind in endorsements)
 
 
 class SevGuestDevice:

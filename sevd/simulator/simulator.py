@@ -237,7 +237,7 @@ class Simulator:
 
     def endorsements(self) -> dict[str, bytes]:
         """The certificates that go with this chip at its reported TCB, DER by kind: ark, ask, vcek and crl; with a
-        VLEK loaded also asvk and vlek. None on a line without SNP."""
+        VLEK loaded also asvk, and vlek if it is for that TCB. None on a line without SNP."""
         if not self._product.has_snp:
             return {}
         with self._ccp.lock:
@@ -250,7 +250,8 @@ class Simulator:
             }
             if self._firmware.vlek_tcb is not None:
                 out["asvk"] = ca.asvk_der()
-                out["vlek"] = ca.vlek_der(self._firmware.vlek_tcb)
+                if self._firmware.vlek_tcb == self._firmware.reported_tcb:
+                    out["vlek"] = ca.vlek_der(self._firmware.vlek_tcb)
             return out
 
     def sev_certificates(self) -> dict[str, bytes]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from sev import status
 from sev.abi import cert_table
-from sev.errors import DeviceMissing, FirmwareError, KernelError, SevError
+from sev.errors import DeviceMissing, FirmwareError, KernelError, NotNow, SevError
 from sevd.platform.vlek import VlekMemory
 from sevd.simulator.firmware_status import FirmwareStatus
 from tests.unit.platform.test_snp_platform import Rig, rig
@@ -131,6 +134,18 @@ async def test_who_makes_the_table_anew_asks_the_platform_under_the_lock(tmp_pat
             it.simulator.firmware.snp_commit()
         await asyncio.gather(updating, importing)
         assert it.vcek() == (await it.platform.status()).reported_tcb
+
+
+async def test_what_readers_held_up_is_known_to_be_stale(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        fd = os.open(it.path, os.O_RDONLY)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        with pytest.raises(NotNow):
+            await it.table.update()
+        assert it.table.stale
+        os.close(fd)
+        await it.table.update()
+        assert [event.kind for event in it.told] == ["endorsements.stale"]
 
 
 async def test_a_vlek_stays_loaded_when_the_reported_tcb_changes_and_then_fits_nothing(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from sev import products, status
+from sev.abi import cert_table
 from sev.abi.tcb import TcbVersion
 from sev.errors import FirmwareError, KernelError, NotOffered, SevError, UsageError
 from sevd.simulator import Simulator, versions
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.firmware_update import update
+from sevd.simulator.guest_device import certificate_table
 from tests.support.simulated import simulated_host
 from tests.support.simulated_firmware import Open, refused
 
@@ -42,6 +44,15 @@ def test_until_a_commit_only_the_current_tcb_changes(host: Simulator) -> None:
     firmware.snp_commit()
     assert firmware.committed_version == (1, 55, 50)
     assert tcbs(firmware) == (RAISED.raw,) * 3
+
+
+def test_a_vlek_of_another_tcb_is_no_certificate_of_what_guests_get(host: Simulator) -> None:
+    host.firmware.snp_vlek_load(host.firmware.vlek_hashstick())
+    assert {"asvk", "vlek"} <= host.endorsements().keys()
+    update(host, "1.55.50", "snp=28", commit=True)
+    assert {"asvk", "vlek"} & host.endorsements().keys() == {"asvk"}
+    table = cert_table.parse(certificate_table(host.endorsements()))
+    assert [guid for guid, _ in table] == [cert_table.ASK, cert_table.ARK]
 
 
 def test_until_a_commit_it_can_be_taken_back(host: Simulator) -> None:
