@@ -19,7 +19,9 @@ def test_addresses() -> None:
     assert urls.vcek(products.MILAN, CHIP, MILAN) == (
         f"{KDS}/vcek/v1/Milan/{CHIP.hex()}?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219"
     )
-    assert urls.vlek(products.MILAN, MILAN) == (f"{KDS}:444/vlek/v1/Milan/cert?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219")
+    assert urls.vlek(products.MILAN, MILAN) == (
+        f"{KDS}:444/vlek/v1/Milan/cert?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219"
+    )
     assert urls.ca(products.GENOA) == f"{KDS}/vcek/v1/Genoa/cert_chain"
     assert urls.ca(products.GENOA, "vlek") == f"{KDS}/vlek/v1/Genoa/cert_chain"
     assert urls.crl(products.TURIN) == f"{KDS}/vcek/v1/Turin/crl"
