@@ -12,6 +12,7 @@ from sev.errors import MalformedInput, SevError, UsageError
 from sev.measurement.legacy import LegacyPlan, sev_es_plan, sev_plan
 from sev.measurement.sample import sample_firmware
 from tests.support.data import DATA
+from tests.support.needs import lacking
 
 AMDSEV = (DATA / "measure" / "ovmf_AmdSev_suffix.bin").read_bytes()
 OVMFX64 = (DATA / "measure" / "ovmf_OvmfX64_suffix.bin").read_bytes()
@@ -71,8 +72,10 @@ def test_refusals() -> None:
 
 @pytest.mark.peer
 def test_a_hundred_random_launches(tmp_path: Path) -> None:
-    guest = pytest.importorskip("sevsnpmeasure.guest")
-    from sevsnpmeasure import vcpu_types
+    try:
+        from sevsnpmeasure import guest, vcpu_types
+    except ImportError:
+        lacking("needs sev-snp-measure")
     from sevsnpmeasure.sev_mode import SevMode
     from sevsnpmeasure.vmm_types import VMMType
 
@@ -84,8 +87,8 @@ def test_a_hundred_random_launches(tmp_path: Path) -> None:
     blobs = [tmp_path / f"blob{number}" for number in range(3)]
     for blob, size in zip(blobs, (0, 4095, 70000), strict=True):
         blob.write_bytes(random.randbytes(size))
-    agreed = 0
-    for _ in range(100):
+    agreed = {False: 0, True: 0}
+    while sum(agreed.values()) < 100:
         image, encrypted = random.choice(images), random.random() < 0.5
         vcpus, maker = random.choice((1, 2, 5, 32)), random.choice(list(makers))
         signature = random.choice((*vcpu_types.CPU_SIGS.values(), random.getrandbits(32)))
@@ -110,5 +113,5 @@ def test_a_hundred_random_launches(tmp_path: Path) -> None:
             continue
         theirs = guest.calc_launch_digest(mode, vcpus, signature, *files, 0, "", makers[maker])
         assert plan.digest() == theirs
-        agreed += 1
-    assert agreed > 50
+        agreed[encrypted] += 1
+    assert min(agreed.values()) > 25

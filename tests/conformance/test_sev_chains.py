@@ -112,6 +112,22 @@ def test_chains_of_published_numbers(product: str) -> None:
     assert sev_signatures.verify(made["pek"], made["oca"]) == 1
     assert sev_signatures.verify(made["pek"], made["cek"]) == 2
     assert sev_signatures.verify(made["pdh"], made["pek"]) == 1
+    for other in PRODUCTS:
+        if other != product:
+            with pytest.raises(SevSignatureInvalid):
+                sev_signatures.verify(made["cek"], root(f"{other}-ask"))
+    for subject, signer in (("pek", "pdh"), ("cek", "pek"), ("oca", "pek")):
+        with pytest.raises(NotSignedBy):
+            sev_signatures.verify(made[subject], made[signer])
+
+
+def test_every_file_of_the_older_form_is_looked_at() -> None:
+    """Nothing that lies there is left out of these tests."""
+    known = {f"{product}-{kind}.cert" for product in PRODUCTS for kind in ("ark", "ask")} | {"naples-ark-bad.cert"}
+    assert {path.name for path in (DATA / "roots" / "legacy").glob("*.cert")} == known
+    assert {path.name for path in (DATA / "legacy").rglob("*") if path.is_file()} == {
+        "pdh-blob-naples.bin", *(f"{kind}.cert" for kind in KINDS),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["oca", "pek", "pdh", "cek"])
