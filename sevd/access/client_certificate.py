@@ -7,6 +7,7 @@ its subject is for people.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -28,6 +29,16 @@ NAME_CHARACTERS = 2048
 
 SUBJECT_CHARACTERS = 256
 """What of a subject is shown."""
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @record
@@ -97,17 +108,16 @@ def read(chain: Sequence[bytes]) -> ClientCertificate:
     if not chain:
         raise MalformedInput("there is no certificate")
     try:
-        parsed = tuple(x509.load_der_x509_certificate(der) for der in chain[:CERTIFICATES])
-        leaf = parsed[0]
+        leaf = _parsed(chain[0])
         return ClientCertificate(
             subject=_printable(leaf.subject.rfc4514_string())[:SUBJECT_CHARACTERS],
             serial=leaf.serial_number,
             names=tuple(_names(leaf)),
             not_after=leaf.not_valid_after_utc,
             for_clients=_for_clients(leaf),
-            chain=parsed,
+            chain=(leaf, *_readable(chain[1:CERTIFICATES])),
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise MalformedInput(f"the certificate cannot be read: {str(error)[:200]}") from None
 
 
@@ -146,6 +156,19 @@ def chain_of(message: bytes) -> tuple[bytes, ...]:
         out.append(der)
         offset += 2 + int.from_bytes(extensions)
     return tuple(out)
+
+
+def _parsed(der: bytes) -> x509.Certificate:
+    found = x509.load_der_x509_certificate(der)
+    _ = found.subject, found.issuer  # read when first asked for, and perhaps not readable
+    return found
+
+
+def _readable(ders: Iterable[bytes]) -> Iterable[x509.Certificate]:
+    """Those that can be read: what else a client sends along is its own affair."""
+    for der in ders:
+        with contextlib.suppress(*_UNREADABLE):
+            yield _parsed(der)
 
 
 def _names(leaf: x509.Certificate) -> Iterable[str]:

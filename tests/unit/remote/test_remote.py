@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,22 @@ def test_every_file_s_stamp_is_cheap(tmp_path: Path) -> None:
 def test_the_documentation_has_every_reason() -> None:
     expected = [(word, meaning, remedy) for word, (meaning, remedy) in CAUSES.items()]
     assert docs.rows("remote.md", "reason", "what it means", "what to do") == expected
+
+
+async def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
+    async with serving_remotely(tmp_path) as one:
+        await refused(one, None)
+        before = len(os.listdir("/proc/self/fd"))
+        for certificate in (None, one.of(None), Authority("others").issue("x", uris=[VIEWER])) * 4:
+            await refused(one, certificate)
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b""):
+            _, writer = await asyncio.open_connection("127.0.0.1", one.port)
+            writer.write(data)
+            writer.close()
+        for _ in range(200):
+            if not len(one.remote.handshakes) and len(os.listdir("/proc/self/fd")) <= before:
+                break
+            await asyncio.sleep(0.02)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        async with one.channel(one.of(Role.VIEWER)) as channel:
+            await ask(channel)
