@@ -112,6 +112,9 @@ class Store:
         before = dict(self._entries)
         path = self._objects
         try:
+            if not self._index.exists():
+                path = self._index
+                self._write_index()  # before any object: objects without an index mean that it was lost
             durable.make_directories(self._objects, 0o755)
             for each in stored:
                 path = self._objects / each.digest
