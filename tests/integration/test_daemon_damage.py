@@ -68,7 +68,7 @@ def exercise(host: Host) -> None:
     contents = [one.der for one in found.endorsements if one.kind in ("ark", "ask", "vcek", "crl")]
     assert len(contents) == 4
     host.import_endorsements(contents)
-    assert host.snp_status().reported_tcb
+    assert host.snp_status().reported_tcb.raw
     guest = host.create_guest(memory_bytes=1 << 20, firmware_bytes=4096, vcpu_count=1, cpuid_signature=0x00A00F11)
     host.delete_guest(guest.guest_id)
 
