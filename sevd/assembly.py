@@ -51,7 +51,7 @@ from sevd.metrics.tally import Tally
 from sevd.platform.check import HostChecker
 from sevd.platform.device import PlatformDevice
 from sevd.platform.host import HostPlatform
-from sevd.platform.views import DesiredView
+from sevd.platform.views import DesiredView, DeviceHealth
 from sevd.platform_parts import PlatformParts
 from sevd.state import StateDirectory
 from sevd.stopping import Stopping
@@ -59,6 +59,9 @@ from sevd.stopping import Stopping
 if TYPE_CHECKING:
     from sevd.devices.facts import HostFacts
     from sevd.metrics.serving import MetricsServer
+
+ANSWER_SECONDS = 3.0
+"""How long a start waits for the firmware: one whose command hangs keeps nobody else from being served."""
 
 GOING_SECONDS = 1.0
 """How often a platform that may go away is looked at; calls look by themselves."""
@@ -191,11 +194,20 @@ class Assembly:
     async def start(self) -> None:
         """Asks the platform who it is and opens the private listener; endorsements are looked up meanwhile."""
         self._platforms.endorsements.start()  # first of all: it takes the lock of the certificate table
-        await self.host.refresh()
+        asked = asyncio.create_task(self._ask_platform())
+        await asyncio.wait([asked], timeout=ANSWER_SECONDS)
+        if not asked.done():
+            log.error("the firmware does not answer: what needs it waits, everything else is served")
+            self.host.silent()
+            self._tasks.add(asked)
+            asked.add_done_callback(self._tasks.discard)
         await self.guests.open()
         await self.server.start()
         self._appearing.start()
         self._platforms.upkeep.start()
+
+    async def _ask_platform(self) -> None:
+        await self.host.refresh()
 
     def open(self, listeners: Iterable[Listener]) -> None:
         """Serves callers from here on."""
@@ -252,7 +264,9 @@ class Assembly:
         """One line about the daemon, for the service manager."""
         parts, view = self.parts, self.host.view()
         kind = f"SIMULATED {view.product}" if parts.simulated else view.product or "unknown processor"
-        words = [kind, f"firmware {view.firmware}" if view.firmware else "no device"]
+        silent = view.device_health is DeviceHealth.WEDGED
+        unknown = "the firmware does not answer" if silent else "no device"
+        words = [kind, f"firmware {view.firmware}" if view.firmware else unknown]
         words.append(f"{view.guest_count} guests")
         if parts.missing:
             words.append("degraded: " + " ".join(parts.missing))

@@ -20,7 +20,7 @@ from sevd.guests.sev_launch import Measured, SevLaunch, no_such_step
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from sev.launch.machine import Machine as LaunchMachine
     from sev.launch.seam import Kernel
@@ -374,6 +374,14 @@ class OwnMachines:
     def find(self) -> Iterable[Found]:
         """Nothing outlived an earlier daemon."""
         return ()
+
+    def awaited(self) -> Collection[Card]:
+        """Nothing did."""
+        return ()
+
+    def find_late(self) -> Iterator[Found]:
+        """Nothing did."""
+        return iter(())
 
     def forget(self, owner: str, guest_id: str) -> None:
         """Nothing is remembered."""

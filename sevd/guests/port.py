@@ -12,7 +12,7 @@ from sevd.guests.model import CreateGuest, GuestState
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sev.launch.sev_migration import Departure
@@ -207,7 +207,13 @@ class Machines(Protocol):
         """Calls `lost` with the reason, once, on the running event loop, if the machine ends without `close`."""
 
     def find(self) -> Iterable[Found]:
-        """What an earlier daemon left. Blocks; to be called once, before anything is made."""
+        """What an earlier daemon left. Blocks, briefly; to be called once, before anything is made."""
+
+    def awaited(self) -> Collection[Card]:
+        """What else it left, and does not answer yet: its process is in the middle of a firmware command."""
+
+    def find_late(self) -> Iterator[Found]:
+        """Those, one by one as they answer; until `close`, or until their patience is over. Blocks."""
 
     def forget(self, owner: str, guest_id: str) -> None:
         """A guest that was lost is deleted: it will not be found again. Blocks."""

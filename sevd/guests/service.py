@@ -16,6 +16,7 @@ from sevd.devices.missing import remedy_of
 from sevd.devices.quiet import Quiet
 from sevd.devices.work import Steps, Work
 from sevd.guests.admission import TECHNOLOGIES, Ledger, check_create
+from sevd.guests.finding import Finding
 from sevd.guests.hosted import Hosted
 from sevd.guests.launcher import Launcher
 from sevd.guests.limits import Limits
@@ -23,7 +24,7 @@ from sevd.guests.machine import Finish, KeyRequest, Start
 from sevd.guests.memory import MemoryLoader
 from sevd.guests.migration import Migration
 from sevd.guests.model import LEGACY, CreateGuest, Guest, GuestState, GuestType, Region
-from sevd.guests.port import Machines, SharedMemory
+from sevd.guests.port import Found, Machines, SharedMemory
 from sevd.guests.registry import Registry
 from sevd.guests.running import Running
 from sevd.guests.sev_launch import no_such_step
@@ -97,6 +98,7 @@ class Guests:
             changed=changed,
             chunk_bytes=self._limits.chunk_bytes,
         )
+        self._finding = Finding(machines, self._registry, self._take_over)
         self.running = Running(self._registry, self._launcher.ran)
         """Guests that are launched, and run."""
         self.sev = SevSteps(self._registry, scheduler, self._steps, self._launcher)
@@ -326,16 +328,14 @@ class Guests:
             raise guest.gone()
         return guest.machine.share()
 
+    def _take_over(self, found: Found) -> None:
+        card = found.card
+        guest = Hosted(card.request, card.guest_id, card.owner, simulated=card.simulated, create_time=card.create_time)
+        self._launcher.adopt(guest, found)
+
     async def open(self) -> None:
         """Takes over the guests that an earlier daemon left; to be called once, before anything else."""
-        if self._machines is None:
-            return
-        for found in await asyncio.to_thread(lambda machines: list(machines.find()), self._machines):
-            card = found.card
-            guest = Hosted(
-                card.request, card.guest_id, card.owner, simulated=card.simulated, create_time=card.create_time
-            )
-            self._launcher.adopt(guest, found)
+        await self._finding.open()
 
     async def close(self, seconds: float = 10.0) -> None:
         """The daemon ends: no new guests. Those in workers go on without it; others are LOST, and streams say so."""
@@ -352,6 +352,7 @@ class Guests:
             await self._steps.drain(seconds)
         if self._machines is not None:
             await asyncio.to_thread(self._machines.close)
+            await self._finding.close()
         self._watchers.end()
 
     def _open_for_business(self, request: CreateGuest) -> Machines:

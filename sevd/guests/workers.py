@@ -11,29 +11,41 @@ import errno
 import logging
 import os
 import secrets
+import select
 import shutil
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sev.errors import InternalError, LimitReached, MalformedInput, RefusedError, SevError
+from sev.records import record
 from sevd.guests import remains
-from sevd.guests.port import Found, GuestMachine, Progress
+from sevd.guests.port import Card, Found, GuestMachine, Progress
 from sevd.guests.worker_machine import Worker, WorkerMachine, dial
 from sevd.worker import notes, wire
 from sevd.worker.guest import CARD, boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 
 START_SECONDS = 30.0
 """Seconds that a worker has to start: an interpreter on a machine that is very busy."""
+
+BUSY_SECONDS = 1.0
+"""Seconds that a worker has to answer a daemon that starts; one that does not is in the middle of something."""
+
+LOOK_SECONDS = 0.2
+"""How long one look at such a worker takes."""
+
+LATE_SECONDS = 110.0
+"""Seconds that it has then: the kernel's driver gives a firmware command up after 100 s."""
 
 ANSWER_SECONDS = 10.0
 """Seconds that a worker of an earlier daemon has to answer; one that does not is of no use any more."""
@@ -81,6 +93,7 @@ class Workers:
         self._lock = threading.Lock()
         self._spare: Future[Worker] | None = None
         self._closed = False
+        self._busy: list[_Busy] = []
 
     def make(self) -> GuestMachine:
         """A machine to be created, in the worker that was kept ready, or else in a new one.
@@ -114,6 +127,24 @@ class Workers:
         """The guests of an earlier daemon, in the order of their creation; what is left of others is removed."""
         found = [one for folder in sorted(self._folder.iterdir()) if (one := self._look(folder)) is not None]
         yield from sorted(found, key=lambda one: one.card.create_time)
+
+    def awaited(self) -> Collection[Card]:
+        """The guests of workers that did not answer `find`."""
+        return [busy.card for busy in self._busy]
+
+    def find_late(self) -> Iterator[Found]:
+        """The guests of workers that did not answer `find`, as they do; what does not in LATE_SECONDS is killed."""
+        until = time.monotonic() + LATE_SECONDS
+        while self._busy and not self._closed:
+            patient = time.monotonic() < until
+            for busy in list(self._busy):
+                if _readable(busy.worker.sock, LOOK_SECONDS) or not patient:
+                    self._busy.remove(busy)
+                    if (found := self._adopt(busy.folder, busy.worker, busy.machine)) is not None:
+                        yield found
+        for busy in self._busy:
+            busy.machine.leave()
+        self._busy.clear()
 
     def forget(self, owner: str, guest_id: str) -> None:
         """Removes what tells of a guest that was lost."""
@@ -220,8 +251,22 @@ class Workers:
             sock.close()
             return self._left(folder)
         machine = WorkerMachine(worker, folder)
+        with contextlib.suppress(OSError):  # one that is gone has an end to read
+            wire.send(sock, {"op": "describe"})
+        if not _readable(sock, BUSY_SECONDS):
+            with contextlib.suppress(OSError, ValueError, RecursionError, SevError):
+                card = notes.card_from(remains.read(folder))
+                self._busy.append(_Busy(folder, worker, machine, card))
+                log.warning("the worker process %d is busy, its guest is taken over when it answers", pid)
+                return None
+        return self._adopt(folder, worker, machine)
+
+    def _adopt(self, folder: Path, worker: Worker, machine: WorkerMachine) -> Found | None:
+        """The guest of a worker that was asked to describe it; its guest as one that is lost if it makes no sense."""
+        pid = worker.pid
         try:
-            answer = worker.ask({"op": "describe"}, seconds=ANSWER_SECONDS)
+            worker.sock.settimeout(ANSWER_SECONDS)
+            answer = _answer(worker.sock)
             card = notes.card_from(remains.read(folder))
             progress = notes.progress_from(wire.table(answer, "progress"), _taken(worker))
             machine.adopt(card)
@@ -266,6 +311,39 @@ class Workers:
             return found
         shutil.rmtree(folder, ignore_errors=True)
         return None
+
+
+@record
+class _Busy:
+    """A worker that has not answered yet.
+
+    Attributes:
+        folder: Its folder.
+        worker: Its process.
+        machine: Its machine, not adopted yet.
+        card: Whose guest it has.
+    """
+
+    folder: Path
+    worker: Worker
+    machine: WorkerMachine
+    card: Card
+
+
+def _readable(sock: socket.socket, seconds: float) -> bool:
+    """Whether there is something to read, or the end of it, within so many seconds."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _answer(sock: socket.socket) -> dict[str, object]:
+    """The answer to what was sent. Raises OSError, and what the worker answers."""
+    answer, strange = wire.receive(sock)
+    wire.close_all(strange)
+    if "error" in answer:
+        raise wire.error_from(answer["error"])
+    return answer
 
 
 def _check_room() -> None:

@@ -106,6 +106,12 @@ class HostPlatform:
             return fresh
         return view
 
+    def silent(self) -> None:
+        """The platform has not answered `refresh` yet: until it does, the view says so."""
+        self._health = DeviceHealth.WEDGED
+        self._said = ("The platform does not answer: another firmware command may hang.",)
+        self._stale = True
+
     async def refresh(self) -> HostView:
         """Asks the device who it is and how it does, and looks again for what is missing. Never raises SevError."""
         self._found = tuple(self._missing())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,7 +10,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.booted import Booted
-from tests.support.booted_service import active, fault, faults_that_happened, main_pid, simulator, wait_for
+from tests.support.booted_service import (
+    PYTHON,
+    active,
+    crash,
+    fault,
+    faults_that_happened,
+    main_pid,
+    simulator,
+    wait_for,
+)
 from tests.support.needs import need_fuse
 
 FAST = "/etc/systemd/system/sevd.service.d/fast.conf"
@@ -62,6 +72,39 @@ def test_the_watchdog_sees_a_firmware_command_that_hangs(host: Booted) -> None:
             assert caller.wait(60) == 0, "who waited is answered, by the next daemon"
         finally:
             caller.kill()
+
+
+def test_while_a_launch_hangs_the_next_daemon_serves_everything_else(host: Booted) -> None:
+    """The command that hangs is a worker's, which outlives the daemon that the watchdog kills."""
+    make = "from sev.measurement.sample import sample_firmware; open('/image', 'wb').write(sample_firmware())"
+    host.run(PYTHON, "-c", make)
+    launch = "--yes", "--timeout=60", "--json", "guest", "launch", "--firmware", "/image", "--memory", "16MiB"
+    good = json.loads(host.run("sev", *launch).stdout)["guest_id"]
+    host.write(FAST, "[Service]\nWatchdogSec=20\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "sevd.service")
+    fault(host, "SNP_LAUNCH_UPDATE:hang")
+    with calling(host, *launch) as caller:
+        try:
+            wait_for(lambda: faults_that_happened(host) == 1, "the command is with the firmware")
+            crash(host)
+            assert "the firmware does not answer" in host.show("sevd.service", "StatusText")
+            begin = time.monotonic()
+            listed = host.run("sev", "--json", "guest", "list").stdout
+            shown = json.loads(host.run("sev", "--json", "host", "show").stdout)
+            print(f"served after {time.monotonic() - begin:.1f} s")
+            assert good in listed
+            assert "does not answer" in json.dumps(shown)
+            fault(host, "clear")
+            wait_for(lambda: "does not answer" not in host.run("sev", "host", "show").stdout, "it answers again")
+            host.run("sev", "snp", "status")
+            caller.wait(60)
+        finally:
+            fault(host, "clear")
+            caller.kill()
+    assert "its guest is taken over when it answers" in host.log()
+    for one in json.loads(host.run("sev", "--json", "guest", "list").stdout)["guests"]:
+        host.run("sev", "--yes", "guest", "delete", one["guest_id"])
 
 
 def test_a_stop_finishes_the_command_in_flight_and_says_what_it_waits_for(host: Booted) -> None:
