@@ -62,6 +62,7 @@ class PlatformWatch:
         self._changed = changed
         self._seconds = seconds
         self._generation = 0
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -70,12 +71,13 @@ class PlatformWatch:
 
     async def close(self) -> None:
         """Stops looking."""
+        self._closed = True  # device work that is taken back ends in an error of its own, not in a cancellation
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        while True:
+        while not self._closed:
             await asyncio.sleep(self._seconds)
             try:
                 await self.look()

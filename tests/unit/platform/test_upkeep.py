@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -318,3 +319,23 @@ async def test_a_platform_that_fails_for_a_while_is_kept_afterwards(tmp_path: Pa
         found.upkeep.appeared()
         await found.until(lambda: not found.view.drift)
         await found.upkeep.close()
+
+
+async def test_it_ends_at_once_whatever_it_waits_for(tmp_path: Path) -> None:
+    """Device work that is taken back is no reason to go on."""
+    async with rig(tmp_path) as it:
+        release = threading.Event()
+
+        def hold(command: str) -> None:
+            release.wait(10)
+
+        it.simulator.faults = hold
+        found = Kept(it, Desired("snp=23"), look_seconds=0.01)
+        found.upkeep.start()
+        busy = asyncio.ensure_future(it.platform.status())
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            await found.upkeep.close()
+        release.set()
+        await busy
+        assert found.records == []
