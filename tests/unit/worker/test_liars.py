@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,42 @@ def test_a_worker_that_lies_is_killed_and_its_guest_lost(tmp_path: Path, lie: st
         assert "killed" in found.reason
         assert gone(pid)
     assert sorted(descriptors().values()) == sorted(before.values())
+
+
+def test_a_worker_that_is_busy_is_waited_for_in_the_background(tmp_path: Path) -> None:
+    with liar(tmp_path / "workers" / "one") as pid:
+        os.kill(pid, signal.SIGSTOP)
+        made = machines(tmp_path)
+        assert list(made.find()) == []
+        assert [(one.owner, one.guest_id) for one in made.awaited()] == [("uid:1000", "guest-0001")]
+        os.kill(pid, signal.SIGCONT)
+        (found,) = made.find_late()
+        assert found.machine is not None
+        assert made.awaited() == []
+        found.machine.leave()
+
+
+def test_a_worker_that_never_answers_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sevd.guests.workers.LATE_SECONDS", 0.3)
+    monkeypatch.setattr("sevd.guests.workers.ANSWER_SECONDS", 0.2)
+    with liar(tmp_path / "workers" / "one") as pid:
+        os.kill(pid, signal.SIGSTOP)
+        made = machines(tmp_path)
+        assert list(made.find()) == []
+        (found,) = made.find_late()
+        assert found.machine is None
+        assert gone(pid)
+
+
+def test_a_daemon_that_ends_leaves_busy_workers_alone(tmp_path: Path) -> None:
+    with liar(tmp_path / "workers" / "one") as pid:
+        os.kill(pid, signal.SIGSTOP)
+        made = machines(tmp_path)
+        assert list(made.find()) == []
+        made.close()
+        assert list(made.find_late()) == []
+        assert made.awaited() == []
+        assert not gone(pid)
 
 
 def test_a_guest_of_a_newer_version_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
