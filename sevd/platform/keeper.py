@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sev.errors import DeviceMissing, KernelError, NotNow, SevError
+from sev.errors import DeviceMissing, InternalError, KernelError, NotNow, SevError
 from sevd.platform.desired import Desired, HashStick, drift_of, why_not
 from sevd.platform.views import DesiredView, SnpState
 
@@ -210,7 +210,11 @@ class Keeper:
         try:
             status = await command()
         except SevError as error:
-            facts.update(result="failed", reason=error.reason, message=error.message)
+            facts.update(
+                result="failed" if isinstance(error, InternalError) else "refused",
+                reason=error.reason,
+                message=error.message,
+            )
             facts.update(firmware_status=error.firmware_status, errno=error.errno)
             why.append(why_not(error))
             self._later(error)

@@ -86,7 +86,7 @@ def test_from_the_start_to_a_reload(tmp_path: Path) -> None:
         found = wanted(host, lambda one: one.reported_tcb == "snp=99" and len(one.drift) == 2)
         assert "snp 99 > 27" in found.drift[1]
         assert host.snp_status().mask_chip_id  # what is not wanted any more is left as it is
-        assert records(it)[-1] == ("SnpPlatformService/SetSnpConfig", "failed", "FIRMWARE_STATUS")
+        assert records(it)[-1] == ("SnpPlatformService/SetSnpConfig", "refused", "FIRMWARE_STATUS")
         (tmp_path / "sevd.toml").write_text('[platform]\nreported_tcb = "fast"\n')
         it.process.send_signal(signal.SIGHUP)
         time.sleep(0.3)

@@ -140,7 +140,7 @@ async def test_above_the_committed_tcb_it_is_drift_with_the_reason_until_a_commi
         assert len(view.drift) == 2
         assert "snp is 27, wanted is 28" in view.drift[0]
         assert "may not exceed the committed one: snp 28 > 27" in view.drift[1]
-        assert it.commands == [("SetSnpConfig", "failed"), ("SetSnpConfig", "done")]
+        assert it.commands == [("SetSnpConfig", "refused"), ("SetSnpConfig", "done")]
         assert it.records[0]["firmware_status"] == status.INVALID_PARAM
         assert len(it.drifts) == 1
         await asyncio.sleep(0.2)
@@ -312,7 +312,7 @@ async def test_a_platform_that_fails_for_a_while_is_kept_afterwards(tmp_path: Pa
         found.upkeep.start()
         view = await found.settled()
         assert "HWERROR_PLATFORM" in view.drift[-1]
-        assert found.commands == [("SetSnpConfig", "failed")]
+        assert found.commands == [("SetSnpConfig", "refused")]
         with pytest.raises(FirmwareError):
             await it.platform.set_config(mask_chip_id=True)
         it.simulator.faults = lambda _command: None
