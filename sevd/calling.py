@@ -6,7 +6,9 @@ the context on. Whoever logs need not know of any call.
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,13 @@ REQUEST_ID_KEY = "x-request-id"
 """Metadata key under which a client may name its call."""
 
 _FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_here = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+def fresh_request_id() -> str:
+    """An id for a call that came without one: of this run of the daemon, and counted."""
+    return f"{_here}-{next(_numbers):x}"
 
 
 def is_request_id(text: object) -> bool:

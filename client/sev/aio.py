@@ -193,7 +193,8 @@ class AsyncHost:
         """As `sev.client.Host.map_memory`."""
         from sev.mapped_memory import map_memory
 
-        return await to_thread(map_memory, self.target, guest_id, timeout=self.timeout)
+        name = self._name
+        return await to_thread(map_memory, self.target, guest_id, timeout=self.timeout, request_id=name)
 
     async def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""

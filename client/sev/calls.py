@@ -158,7 +158,7 @@ def ask(call: Call[M]) -> Operation[M]:
     return answer
 
 
-def _fresh() -> str:
+def fresh_id() -> str:
     """An id of a call that has none: shorter than a UUID, and quicker."""
     import os
 
@@ -214,7 +214,7 @@ class Attempts:
         self._seen = seen
         self._closed = 0
         self._heard = now - HEAR_SECONDS
-        self.request_id = call.request_id or name or _fresh()
+        self.request_id = call.request_id or name or fresh_id()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

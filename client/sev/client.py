@@ -197,7 +197,7 @@ class Host:
         """
         from sev.mapped_memory import map_memory
 
-        return map_memory(self.target, guest_id, timeout=self.timeout)
+        return map_memory(self.target, guest_id, timeout=self.timeout, request_id=self._name)
 
     def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from sev import packets
+from sev.calls import fresh_id
 from sev.errors import MalformedInput, NotPermitted, Unreachable, UsageError
 
 if TYPE_CHECKING:
@@ -75,13 +76,14 @@ class MappedMemory:
         self.close()
 
 
-def map_memory(target: Target, guest_id: str, *, timeout: float) -> MappedMemory:
+def map_memory(target: Target, guest_id: str, *, timeout: float, request_id: str = "") -> MappedMemory:
     """Asks the daemon for a guest's memory and maps it.
 
     Args:
         target: The daemon; its descriptor socket lies beside its own (`fd.sock`, or its path and ".fd").
         guest_id: A guest of the caller's own.
         timeout: Seconds to wait for the answer.
+        request_id: The id of the call; one is made if empty.
 
     Raises:
         UsageError: The daemon is not one of this machine.
@@ -96,7 +98,8 @@ def map_memory(target: Target, guest_id: str, *, timeout: float) -> MappedMemory
         )
     with _dial(target.path, timeout) as sock:
         try:
-            answer, fds = packets.call(sock, {"op": "memory", "guest_id": guest_id})
+            question: dict[str, object] = {"op": "memory", "guest_id": guest_id, "request_id": request_id or fresh_id()}
+            answer, fds = packets.call(sock, question)
         except TimeoutError:
             raise Unreachable(f"the daemon does not answer within {timeout:g} s", field="socket") from None
         except OSError:

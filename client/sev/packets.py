@@ -121,6 +121,7 @@ def error_document(error: SevError) -> dict[str, object]:
         "command": error.command,
         "firmware_status": error.firmware_status,
         "errno": error.errno,
+        "request_id": error.request_id,
         "metadata": error.metadata,
         "retry_after": error.retry_after,
     }
@@ -148,6 +149,7 @@ def error_from(document: object) -> SevError:
         command=text("command"),
         firmware_status=number("firmware_status"),
         errno=number("errno"),
+        request_id=text("request_id"),
         metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else None,
         retry_after=float(wait) if isinstance(wait, (int, float)) and 0 <= wait < MAX_WAIT_SECONDS else None,
     )

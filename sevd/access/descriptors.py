@@ -2,7 +2,8 @@
 
 One JSON object per packet (sev.packets). `{"op": "memory", "guest_id": …}` answers `{"layout": [[gpa, size, offset],
 …]}` with the guest's memfd, sealed against growing and shrinking, for the guest's owner alone. Who asks is told by the
-kernel, as on the other sockets, and judged by the same policy; every answer leaves an audit record.
+kernel, as on the other sockets, and judged by the same policy; every answer leaves an audit record. `request_id` names
+the request there and in the error, as the metadata of a call does (`sevd.calling`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sev import packets
 from sev.errors import InternalError, LimitReached, MalformedInput, NotPermitted, SevError
 from sevd.access.identity import Caller
 from sevd.access.peer import Peer, peer_of
+from sevd.calling import fresh_request_id, is_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,7 +143,7 @@ class Descriptors:
 
     def _hear(self, connection: _Connection, name: str) -> None:
         fds: list[int] = []
-        started, target = time.monotonic(), ""
+        started, target, request_id = time.monotonic(), "", fresh_request_id()
         failure: SevError | None = None
         answer: dict[str, object] = {}
         rights: tuple[int, ...] = ()
@@ -149,17 +151,21 @@ class Descriptors:
             try:
                 message, fds = packets.receive(connection.sock)
                 target = str(message.get("guest_id", ""))[:_NAME_CHARACTERS]
+                if is_request_id(message.get("request_id")):
+                    request_id = str(message["request_id"])
                 answer, rights = self._answer(connection.caller, message)
             except SevError as error:
                 failure = error
             except OSError:
                 raise
             except Exception as error:
-                log.exception("a request on the socket %s failed", name)
+                log.exception("a request on the socket %s failed request_id=%s", name, request_id)
                 failure = InternalError(f"unexpected {type(error).__name__}")
             if failure is not None:
+                failure.request_id = request_id
                 answer, rights = {"error": packets.error_document(failure)}, ()
-            self._record(connection, name, target, failure, time.monotonic() - started)
+            about = {"target": target, "request_id": request_id}
+            self._record(connection, name, about, failure, time.monotonic() - started)
             packets.send(connection.sock, answer, rights)
             self._wait(connection)
         except BlockingIOError:
@@ -177,8 +183,10 @@ class Descriptors:
         shared = self._memory(caller, packets.text(message, "guest_id"))
         return {"layout": [list(one) for one in shared.layout]}, (shared.fd,)
 
-    def _record(self, connection: _Connection, name: str, target: str, error: SevError | None, seconds: float) -> None:
-        facts: dict[str, object] = {"method": METHOD, "target": target, "result": "refused" if error else "done"}
+    def _record(
+        self, connection: _Connection, name: str, about: dict[str, str], error: SevError | None, seconds: float
+    ) -> None:
+        facts: dict[str, object] = {"method": METHOD, **about, "result": "refused" if error else "done"}
         if error is not None:
             facts.update(reason=error.reason, message=error.message)
         facts["duration_ms"] = round(seconds * 1000, 3)

@@ -8,13 +8,11 @@ retry safe: the metadata is a name and nothing more, and may be the same for any
 
 from __future__ import annotations
 
-import itertools
-import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sev.records import field, mutable_record
-from sevd.calling import CURRENT, REQUEST_ID_KEY, is_request_id
+from sevd.calling import CURRENT, REQUEST_ID_KEY, fresh_request_id, is_request_id
 
 if TYPE_CHECKING:
     import grpc
@@ -32,9 +30,6 @@ TRACEPARENT_KEY = "traceparent"
 
 TRACEPARENT_CHARACTERS = 256
 """Longest value of it that is looked at; today's have 55."""
-
-_here = secrets.token_hex(4)
-_numbers = itertools.count(1)
 
 
 @mutable_record
@@ -92,4 +87,4 @@ def begin(method: str, context: Context, *, stream: bool = False) -> Trace:
 
 
 def _fresh() -> str:
-    return f"{_here}-{next(_numbers):x}"
+    return fresh_request_id()

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     from sevd import logs
 
     args = _parser().parse_args(argv)
-    logs.set_up(args.log_level, os.environ)
+    logs.set_up(args.log_level, os.environ, "auto", "sevd-fetch")
     try:
         settings = _settings(args, os.environ)
         server = _server(settings)

@@ -95,6 +95,20 @@ async def test_a_refusal_arrives_as_what_it_is_and_is_recorded(tmp_path: Path) -
     assert [record["result"] for record in records(tmp_path)] == ["refused"]
 
 
+@pytest.mark.parametrize("given", ["deploy-42", "", "no good", 7])
+async def test_the_id_of_a_request_is_in_its_error_and_its_record(tmp_path: Path, given: object) -> None:
+    def memory(caller: Caller, guest_id: str) -> Shared:
+        raise NotFound("there is no such guest")
+
+    async with serving(tmp_path, memory) as (_, path):
+        with pytest.raises(NotFound) as refused:
+            await ask(path, {"op": "memory", "guest_id": "x", "request_id": given})
+    (record,) = records(tmp_path)
+    assert refused.value.request_id == record["request_id"]
+    assert record["request_id"] == given or given != "deploy-42"
+    assert record["request_id"]
+
+
 @pytest.mark.parametrize("message", [{}, {"op": "open"}, {"op": "memory"}, {"op": "memory", "guest_id": 1}], ids=str)
 async def test_what_cannot_be_meant(tmp_path: Path, message: dict[str, object]) -> None:
     async with serving(tmp_path, lambda caller, guest: Shared(0, ())) as (_, path):
