@@ -30,7 +30,7 @@ from sevd.access.peer import Peer, peer_of, uid_of
 from sevd.access.policy import AccessPolicy
 from sevd.access.refusals import Refusals
 from sevd.access.relay import End, Relay
-from sevd.access.turns import Turns
+from sevd.access.turns import CONNECTION_SECONDS, Turns
 from sevd.audit import Audit
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ ACCEPTS_PER_WAKE = 64
 ACCEPT_SECONDS = 0.001
 """How long that may take."""
 
+CROWD_SECONDS, CROWD_PAUSE_SECONDS = 0.0003, 0.005
+"""The same where some are refused as too many, and the pause after it: what waits in the backlog is only late."""
+
 DIAL_SECONDS = 2.0
 """How long a caller waits for the server's own queue to have room."""
 
@@ -53,8 +56,6 @@ PAUSE_SECONDS = 0.1
 """How long nothing is accepted after the process ran out of descriptors or memory."""
 
 log = logging.getLogger(__name__)
-
-_CROWDED = LimitReached("this user's connections are as many as are allowed, and more keep coming")
 
 
 @mutable_record
@@ -188,9 +189,11 @@ class Gate:
                 connection.relay.close()
 
     def _accept(self, listener: Listener) -> None:
-        until = self._loop.time() + ACCEPT_SECONDS
+        began, patience = self._loop.time(), ACCEPT_SECONDS
         for number in range(ACCEPTS_PER_WAKE):
-            if number and self._loop.time() >= until:
+            if number and self._loop.time() - began >= patience:
+                if patience < ACCEPT_SECONDS:
+                    self._rest(listener, CROWD_PAUSE_SECONDS)
                 return  # the others have waited long enough
             try:
                 client, address = listener.socket.accept()
@@ -199,6 +202,11 @@ class Gate:
             except OSError as error:
                 self._pause(listener, error)
                 return
+            if self._crowds and not listener.kind.remote and self._crowded(client):
+                client.close()
+                self._audit.count_refused(listener.kind.name, LimitReached.reason)
+                patience = CROWD_SECONDS
+                continue
             client.setblocking(False)
             try:
                 if listener.kind.remote and self.remote is not None:
@@ -215,19 +223,20 @@ class Gate:
     def _pause(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors or memory: what waits in the backlog is not lost, only late."""
         log.error("cannot accept on socket=%s: %s", listener.kind.name, os.strerror(error.errno or 0))
+        self._rest(listener, PAUSE_SECONDS)
+
+    def _rest(self, listener: Listener, seconds: float) -> None:
+        """Accepts nothing for a while."""
         self._loop.remove_reader(listener.socket.fileno())
 
         def resume() -> None:
             if listener in self._listeners:
                 self._loop.add_reader(listener.socket.fileno(), self._accept, listener)
 
-        self._loop.call_later(PAUSE_SECONDS, resume)
+        self._loop.call_later(seconds, resume)
 
     def _admit(self, listener: Listener, client: socket.socket) -> None:
         """Admits a connection and joins it to the server. Raises SevError for one that may not be."""
-        if self._crowds and self._crowded(uid_of(client)):
-            self._audit.count_refused(listener.kind.name, _CROWDED.reason)
-            raise _CROWDED
         try:
             peer = peer_of(client)
         except SevError as error:
@@ -248,12 +257,16 @@ class Gate:
             self._audit.count_refused(listener.kind.name, error.reason)
         raise error
 
-    def _crowded(self, uid: int) -> bool:
+    def _crowded(self, client: socket.socket) -> bool:
         """Whether this user has as many connections as he may have, and the next refusal would not be recorded.
 
         Then nothing needs to be found out about another one. Where units have rules a user may be several identities,
         and each is looked at.
         """
+        try:
+            uid = uid_of(client)
+        except OSError:
+            return False
         most, owner = self._crowds.get(uid), f"uid:{uid}"
         if most is None:
             return False
@@ -261,7 +274,7 @@ class Gate:
         if account is None or account.connections < most or self._policy.units:
             del self._crowds[uid]
             return False
-        return not self.refusals.recorded(owner, _CROWDED.reason)
+        return not self.refusals.recorded(owner, LimitReached.reason)
 
     def _left_out(self, owner: str, reason: str, count: int) -> None:
         error = NotPermitted(f"{count} more refusals of {owner or 'others'} for {reason} were not recorded one by one")
@@ -298,7 +311,14 @@ class Gate:
                 log.info("connection let go socket=%s %s: %s", listener.kind.name, caller.text, why)
             self._ended(connection)
 
-        connection.relay = Greeting(self._loop, client, greeted, lost)
+        def turn() -> float:
+            allowed, _ = self.turns.allowance(connection.account)
+            if allowed <= 0:
+                return self.turns.wait(connection.account)
+            self.turns.charge(connection.account, CONNECTION_SECONDS, 0)
+            return 0.0
+
+        connection.relay = Greeting(self._loop, client, greeted, lost, turn=turn)
         return connection.name
 
     def _join(self, connection: Connection, client: End, name: str, first: bytes, deadline: float) -> None:

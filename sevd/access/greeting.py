@@ -32,10 +32,11 @@ class Greeting:
         loop: The event loop.
         client: The caller's end, non-blocking; becomes another's with `done`.
         done: Called with the preface and what came with it.
+        turn: Called before: seconds for which the connection has to wait still; 0: its turn has come.
         lost: Called with why there will be none: "" if the caller went away. The end is closed.
     """
 
-    __slots__ = ("_client", "_done", "_got", "_loop", "_lost", "_timer")
+    __slots__ = ("_client", "_done", "_got", "_loop", "_lost", "_over", "_timer", "_turn")
 
     def __init__(
         self,
@@ -44,13 +45,16 @@ class Greeting:
         done: Callable[[bytes], None],
         lost: Callable[[str], None],
         *,
+        turn: Callable[[], float] = lambda: 0.0,
         seconds: float | None = None,
     ) -> None:
         self._loop = loop
         self._client = client
         self._done = done
         self._lost = lost
+        self._turn = turn
         self._got = b""
+        self._over = False
         self._timer = loop.call_later(SECONDS if seconds is None else seconds, self._late)
         loop.add_reader(client.fileno(), self._readable)
 
@@ -75,20 +79,29 @@ class Greeting:
         self._got += bytes(_SHARED[:size])
         if self._got.startswith(PREFACE):
             self._stop()
-            self._done(self._got)
+            self._go_on()
         elif not PREFACE.startswith(self._got):
             self._let_go("it does not begin as HTTP/2 does")
 
+    def _go_on(self) -> None:
+        wait = self._turn()
+        if wait:
+            self._timer = self._loop.call_later(wait, self._go_on)
+            return
+        self._over = True
+        self._done(self._got)
+
     def _unstick(self) -> None:
-        if not self._timer.cancelled():
+        if not self._over:
             self._loop.add_reader(self._client.fileno(), self._readable)
 
     def _late(self) -> None:
         self._let_go("it says nothing")
 
     def _let_go(self, why: str) -> None:
-        if self._timer.cancelled():
+        if self._over:
             return
+        self._over = True
         self._stop()
         self._client.close()
         self._lost(why)

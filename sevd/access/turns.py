@@ -24,7 +24,7 @@ BURST_SECONDS = 0.001
 LONE_BURST_SECONDS = 0.1
 """Most debt of an identity that is alone; so much it pays when another one comes."""
 
-SHARE = 0.8
+SHARE = 0.5
 """What those who have debt may have of the event loop together, where others call too."""
 
 OTHERS_SECONDS = 2.0
@@ -44,6 +44,9 @@ LOST_SECONDS = 0.25
 
 EVENT_SECONDS = 20e-6
 """Of waking up for a connection."""
+
+CONNECTION_SECONDS = 1e-3
+"""Of a connection: admitted, joined to the server, and ended."""
 
 CALL_SECONDS = 400e-6
 """Of a call, before any was measured."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
@@ -22,14 +22,14 @@ from tests.unit.access.test_frames import calls
 class Greeted:
     """What became of a greeting."""
 
-    def __init__(self, seconds: float = 5.0) -> None:
+    def __init__(self, seconds: float = 5.0, turn: Callable[[], float] = lambda: 0.0) -> None:
         self.client, server = socket.socketpair()
         server.setblocking(False)
         self.server = server
         self.first: bytes | None = None
         self.lost: str | None = None
         loop = asyncio.get_running_loop()
-        self.greeting = Greeting(loop, server, self._done, self._lost, seconds=seconds)
+        self.greeting = Greeting(loop, server, self._done, self._lost, turn=turn, seconds=seconds)
 
     def _done(self, first: bytes) -> None:
         self.first = first
@@ -73,6 +73,28 @@ async def test_who_is_let_go(data: bytes, why: str) -> None:
     one.client.sendall(data)
     await asyncio.sleep(0.2)
     assert (one.first, one.lost) == (None, why)
+    assert one.client.recv(1) == b""
+    one.close()
+
+
+async def test_a_connection_waits_for_its_turn() -> None:
+    waits = [0.03, 0.03, 0.0]
+    one = Greeted(turn=lambda: waits.pop(0))
+    one.client.sendall(PREFACE)
+    await asyncio.sleep(0.02)
+    assert one.first is None
+    await asyncio.sleep(0.1)
+    assert (one.first, waits) == (PREFACE, [])
+    one.close()
+
+
+async def test_who_waits_can_be_let_go() -> None:
+    one = Greeted(turn=lambda: 0.02)
+    one.client.sendall(PREFACE)
+    await asyncio.sleep(0.03)
+    one.greeting.close()
+    await asyncio.sleep(0.05)
+    assert (one.first, one.lost) == (None, "")
     assert one.client.recv(1) == b""
     one.close()
 
