@@ -44,8 +44,11 @@ SUITES = {
 
 SAMPLE = {
     "sev": ("tests/unit/session", "tests/conformance/test_sev_chains.py", "tests/conformance/test_sevctl_vectors.py"),
-    "snp": ("tests/unit/attestation/test_report_command.py", "tests/unit/measurement/test_launch_plans.py"),
-}
+    "snp": (
+        "tests/unit/attestation/test_appraisal.py", "tests/unit/measurement/test_launch_plans.py",
+        "tests/conformance/test_measure_vectors.py",
+    ),
+}  # fmt: skip
 """Some of them."""
 
 OF_BOTH = (
