@@ -15,7 +15,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sev import guest_operations
-from sev.errors import MalformedInput, NotFound, SevError, UsageError
+from sev.errors import (
+    DeviceMissing,
+    LimitReached,
+    MalformedInput,
+    NotFound,
+    NotOffered,
+    NotPermitted,
+    SevError,
+    UsageError,
+)
 from sev.guest_model import LaunchedGuest
 
 if TYPE_CHECKING:
@@ -220,7 +229,8 @@ def launch_steps(
 ) -> Operation[Guest]:
     """The calls of any launch: creates the guest, fills it, starts, and does the rest; deletes it where that fails.
 
-    The guest's id is of our choosing, so that it can be deleted even if no answer came.
+    The guest's id is of our choosing, so that it can be deleted even if no answer came. One whose creation the daemon
+    has refused was never made.
 
     Args:
         guest_id: The guest.
@@ -230,9 +240,11 @@ def launch_steps(
         start: LAUNCH_START.
         rest: What follows; its guest is the answer.
     """
+    made = False
     try:
         progress("create", 0, 1)
         yield from create
+        made = True
         progress("create", 1, 1)
         yield from guest_operations.load_memory(guest_id, pieces, progress=progress)
         yield from start
@@ -240,8 +252,13 @@ def launch_steps(
     except GeneratorExit:
         raise
     except BaseException as error:
-        yield from _abandon(guest_id, error)
+        if made or not isinstance(error, _NOT_MADE):
+            yield from _abandon(guest_id, error)
         raise
+
+
+_NOT_MADE = (LimitReached, NotPermitted, NotOffered, DeviceMissing, UsageError)
+"""Errors of a creation that say that there is no guest; after any other there may be one."""
 
 
 def _abandon(guest_id: str, error: BaseException) -> Operation[None]:

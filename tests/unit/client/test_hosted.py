@@ -96,6 +96,15 @@ def test_a_launch_that_fails_deletes_its_guest(firmware: bytes, step: str, error
     assert calls[-1].request.confirm
 
 
+@pytest.mark.parametrize(
+    "kind", [errors.LimitReached, errors.NotPermitted, errors.NotOffered, errors.DeviceMissing, errors.UsageError]
+)
+def test_a_creation_that_was_refused_has_nothing_to_delete(firmware: bytes, kind: type[errors.SevError]) -> None:
+    calls, raised = play(hosted.launch_snp(firmware, 1), fail="CreateGuest", error=kind("no"))
+    assert isinstance(raised, kind)
+    assert names(calls) == ["CreateGuest"]
+
+
 def test_a_guest_that_cannot_be_deleted_is_named(firmware: bytes) -> None:
     failure = errors.FirmwareError(7)
     before = failure.remedy
