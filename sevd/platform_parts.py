@@ -103,6 +103,7 @@ class PlatformParts:
             record=lambda facts: audit.call(DAEMON, "", "", facts),
             changed=host.changed,
             offered="snp" in settings.technologies,
+            gently=lambda: host.view().offers.era not in ("A", "C"),
             look_seconds=GOING_SECONDS if parts.may_go else LOOK_SECONDS,
         )
 

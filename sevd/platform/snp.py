@@ -87,6 +87,13 @@ class SnpPlatform:
         """Counts up when the device turns out to be another one than before."""
         return self._device.opened
 
+    async def sev_initialised(self) -> bool:
+        """Whether SEV is initialised; asking never initialises anything. Raises as `status`."""
+        self._snp_product()
+        return await self._device.ask(
+            lambda device: abi.PlatformStatus.decode(device.platform_status()).state != abi.STATE_UNINIT
+        )
+
     async def status(self) -> SnpStatusView:
         """SNP_PLATFORM_STATUS, decoded.
 

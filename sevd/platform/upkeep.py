@@ -37,6 +37,7 @@ class Upkeep:
         record: Takes audit records of what the daemon does by itself.
         changed: Called when `view` answers something else.
         offered: Whether SEV-SNP is offered at all.
+        gently: See `PlatformWatch`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Upkeep:
         record: Callable[[Mapping[str, object]], None],
         changed: Callable[[], None],
         offered: bool = True,
+        gently: Callable[[], bool] = lambda: False,
         look_seconds: float = LOOK_SECONDS,
         retries: tuple[float, ...] = RETRY_SECONDS,
     ) -> None:
@@ -64,6 +66,7 @@ class Upkeep:
             mend=mend,
             lost=self._keeper.apply,
             changed=self._keeper.look,
+            gently=gently,
             seconds=look_seconds,
         )
         self._deafen = events.listen(self._happened)

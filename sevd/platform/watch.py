@@ -40,6 +40,8 @@ class PlatformWatch:
         mend: Called at every look: what could not be done before may be possible now. Never raises SevError.
         lost: Called when the platform may have lost its configuration.
         changed: Called after every other change that was noticed.
+        gently: Whether the kernel may initialise SNP for the status alone, and shut it down again, while it is not
+            initialised: then nothing is asked until SEV is, with which kernels initialise SNP.
         seconds: Between two looks.
     """
 
@@ -52,6 +54,7 @@ class PlatformWatch:
         mend: Callable[[], Awaitable[None]],
         lost: Callable[[], None] = lambda: None,
         changed: Callable[[], None] = lambda: None,
+        gently: Callable[[], bool] = lambda: False,
         seconds: float = LOOK_SECONDS,
     ) -> None:
         self._platform = platform
@@ -60,6 +63,7 @@ class PlatformWatch:
         self._mend = mend
         self._lost = lost
         self._changed = changed
+        self._gently = gently
         self._seconds = seconds
         self._generation = 0
         self._closed = False
@@ -90,6 +94,8 @@ class PlatformWatch:
 
     async def look(self) -> None:
         """Looks once. Raises SevError as the status does."""
+        if self._gently() and not await self._platform.sev_initialised():
+            return
         await self._mend()
         before = self._platform.last
         now = await self._platform.status()

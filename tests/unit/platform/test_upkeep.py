@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import struct
@@ -16,15 +17,17 @@ import pytest
 
 from sev import products, status
 from sev.abi.tcb import TcbVersion
-from sev.errors import FirmwareError
+from sev.errors import FirmwareError, SevError
 from sevd.devices import Scheduler
 from sevd.events import Events
 from sevd.platform import PlatformDevice, SnpPlatform
 from sevd.platform.desired import Desired
 from sevd.platform.upkeep import Upkeep
 from sevd.platform.views import DesiredView
+from sevd.platform.watch import PlatformWatch
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.firmware_update import update
+from tests.support.simulated import simulated_host
 from tests.unit.platform.test_snp_platform import Rig, rig
 
 NEVER = 3600.0
@@ -339,3 +342,26 @@ async def test_it_ends_at_once_whatever_it_waits_for(tmp_path: Path) -> None:
         release.set()
         await busy
         assert found.records == []
+
+
+@pytest.mark.parametrize("era", ["A", "B", "B2", "C"])
+async def test_looking_never_initialises_snp(tmp_path: Path, era: str) -> None:
+    """Kernels of generation B initialise it for the status alone, and shut it down again."""
+    with simulated_host(tmp_path / "host", era=era) as simulator:
+        scheduler, events = Scheduler(), Events()
+        device = PlatformDevice(simulator.process(), scheduler)
+        platform = SnpPlatform(device, events, product=products.GENOA)
+        asked: list[str] = []
+
+        async def nothing() -> None: ...
+
+        watch = PlatformWatch(platform, events, follow=nothing, mend=nothing, gently=lambda: era not in ("A", "C"))
+        await watch.look()
+        assert platform.last is not None
+        simulator.ccp.shut_down()
+        simulator.faults = asked.append
+        with contextlib.suppress(SevError):
+            await watch.look()
+        assert "SNP_INIT" not in asked
+        await device.close()
+        scheduler.close()
