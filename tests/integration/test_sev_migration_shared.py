@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -228,3 +229,23 @@ def test_what_the_guest_asked_for_goes_along(tmp_path: Path) -> None:
         asks(kernel, there, SHARED, private=True)
         assert bytes(there.memory(SHARED + 1, 15)) != bytes(15)
         assert counted(kernel, there, 1) == b"Dd"
+
+
+@pytest.mark.parametrize("mib", [4, pytest.param(64, marks=pytest.mark.long)])
+def test_memory_that_is_all_the_guests_own(services: tuple[Service, Service], mib: int) -> None:
+    content = os.urandom(1 << 20)
+    with services[0].connect(timeout=60) as source, services[1].connect(timeout=60) as target:
+        guest = source.create_guest(
+            guest_type="sev", memory_bytes=mib << 20, firmware_bytes=0, vcpu_count=1, cpuid_signature=0x830F10
+        ).guest_id
+        source.load_memory(guest, [(at << 20, content) for at in range(mib)])
+        source.start_launch(guest, policy=0)
+        source.update_launch(guest, [(0, mib << 20, 1)])
+        source.measure_guest(guest)
+        source.finish_launch(guest)
+        assert migrate(source, target, guest, roots=SevRoots.of(target.export_platform().authorities)).state == "ready"
+        for at in range(0, mib, mib // 4):
+            assert target.read_guest_memory(guest, at << 20, len(content)) == content
+        assert source.guests() == []
+        assert source.host().sev_asids.in_use == 0
+        target.delete_guest(guest)
