@@ -38,6 +38,10 @@ def endorsements(
 
     Where a service is asked, a simulated host gets its certificates from there alone, as a real one does.
     """
+    # What `refresher` needs is loaded here, on the thread.
+    from sevd.endorsements import offline, refresher  # noqa: F401
+    from sevd.fetch import client  # noqa: F401
+
     return Endorsements(
         folder,
         parts.roots(),

@@ -190,6 +190,34 @@ def test_who_talks_nonsense_is_told_so(message: bytes, kds: Kds, tmp_path: Path)
         process.communicate()
 
 
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_proxy_is_asked_where_there_is_one(kds: Kds, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    kds.answers = [send(200, b"by proxy")]
+    monkeypatch.delenv("no_proxy", raising=False)
+    options = ["--kds", "http://kds.invalid"]
+    if by == "option":
+        options += ["--proxy", kds.url]
+    else:
+        monkeypatch.setenv("http_proxy", kds.url)
+    child = ChildFetcher(options)
+    try:
+        assert child.fetch(Question(f"http://kds.invalid{PATH}")).body == b"by proxy"
+    finally:
+        child.close()
+    assert kds.paths == [f"http://kds.invalid{PATH}"]
+
+
+def test_no_proxy_is_asked_where_there_is_to_be_none(kds: Kds, monkeypatch: pytest.MonkeyPatch) -> None:
+    kds.answers = [send(200)]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    child = ChildFetcher(["--kds", kds.url, "--proxy", "none"])
+    try:
+        assert child.fetch(Question(kds.url + PATH)).status == 200
+    finally:
+        child.close()
+
+
 def test_its_own_configuration_says_whom(kds: Kds, tmp_path: Path) -> None:
     (tmp_path / "sevd.toml").write_text(f'[endorsements]\nkds = "{kds.url}"\n[daemon]\nsocket = "/x"\n')
     kds.answers = [send(200)]

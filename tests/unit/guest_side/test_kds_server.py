@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sev.attestation import Collateral, Report, Roots, verify
-from sev.certs import load
+from sev.certs import Crl, load
 from sev.errors import KernelError, UsageError
 from sevd.simulator import Simulator, kds, kds_answers, store, tls
 from sevd.simulator.guest_device import SevGuestDevice
@@ -161,6 +161,34 @@ def test_garbage_and_half_an_answer(server: KdsServer) -> None:
     with pytest.raises(http.client.IncompleteRead) as caught:
         get(server, CHAIN)
     assert caught.value.partial == good[: len(good) // 2]
+
+
+def test_what_lasts_is_not_sent_again(server: KdsServer) -> None:
+    for path in (CHAIN, "/vcek/v1/Genoa/crl"):
+        _, body, headers = get(server, path)
+        connection = client(server)
+        try:
+            for etag, status in ((headers["ETag"], 304), ('"other"', 200)):
+                connection.request("GET", path, headers={"If-None-Match": etag})
+                response = connection.getresponse()
+                assert (response.status, response.read()) == (status, b"" if status == 304 else body)
+        finally:
+            connection.close()
+
+
+def test_a_list_that_ran_out_and_the_vcek_of_a_stranger(server: KdsServer) -> None:
+    path = "/vcek/v1/Genoa/crl"
+    server.fault(KdsFault("stale", times=1))
+    stale = Crl.parse(get(server, path)[1])
+    assert stale.next_update < datetime.now(UTC)
+    assert Crl.parse(get(server, path)[1]).next_update > datetime.now(UTC)
+    ca = server._answers._firmware.ca
+    target = f"/vcek/v1/Genoa/{ca.chip_id.hex()}?blSPL=1&teeSPL=0&snpSPL=1&ucodeSPL=1"
+    server.fault(KdsFault("stranger", times=1))
+    stranger, own = (load(get(server, target)[1])[0] for _ in range(2))
+    assert own.hwid == ca.chip_id
+    assert stranger.hwid not in (None, ca.chip_id)
+    assert stranger.tcb == own.tcb
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -130,6 +131,46 @@ def test_who_is_no_provider_gets_no_vlek(rig: Rig) -> None:
         certificates.vlek(rig.service, rig.product, rig.tcb, roots=rig.roots)
 
 
+def test_hash_sticks_of_chips(rig: Rig) -> None:
+    stranger = bytes([rig.chip_id[0] ^ 1]) + rig.chip_id[1:]
+    if rig.product.chip_id_bytes == 8:
+        stranger = stranger[:8]
+    found = certificates.hash_sticks(rig.provider, rig.product, rig.tcb, [rig.chip_id, stranger])
+    assert found[stranger] is None
+    stick = found[rig.chip_id]
+    assert stick is not None
+    assert (len(stick), stick[0x190:0x198]) == (432, rig.tcb.encode())
+    with pytest.raises(KdsUnavailable, match="HTTP 403"):
+        certificates.hash_sticks(rig.service, rig.product, rig.tcb, [rig.chip_id])
+    hwid = rig.chip_id[: rig.product.chip_id_bytes].hex()
+
+    def said(text: str) -> Liar:
+        return Liar(json.dumps({"results": [{hwid: text}]}).encode())
+
+    assert certificates.hash_sticks(said(stick.hex()), rig.product, rig.tcb, [rig.chip_id]) == {rig.chip_id: stick}
+    other = stick[:0x190] + bytes(8) + stick[0x198:]
+    with pytest.raises(TcbMismatch):
+        certificates.hash_sticks(said(other.hex()), rig.product, rig.tcb, [rig.chip_id])
+    for answer in (said("00"), said("zz"), Liar(b"[]"), Liar(b'{"results": 5}'), Liar(b'{"results": [{"a": 5}]}')):
+        with pytest.raises(MalformedInput):
+            certificates.hash_sticks(answer, rig.product, rig.tcb, [rig.chip_id])
+    with pytest.raises(KdsUnavailable, match="answers for 0 chips"):
+        certificates.hash_sticks(Liar(b'{"results": [{"00": "not found"}]}'), rig.product, rig.tcb, [rig.chip_id])
+
+
+def test_the_time_is_told_when_the_answer_has_come(rig: Rig) -> None:
+    given = certificates.ca(rig.service, rig.product, roots=rig.roots)
+    asked: list[int] = []
+
+    def now() -> datetime:
+        asked.append(len(rig.server.requests))
+        return datetime.now(UTC)
+
+    before = len(rig.server.requests)
+    certificates.vcek(rig.service, rig.product, rig.chip_id, rig.tcb, at=now, roots=rig.roots, given=given)
+    assert asked == [before + 1], "a service may issue it while it is asked"
+
+
 class Liar(Service):
     """A service that answers what it is given."""
 
@@ -137,7 +178,7 @@ class Liar(Service):
         super().__init__("https://kds.invalid")
         self.answer = answer
 
-    def get(self, url: str, what: str, limit: int = 0) -> bytes:
+    def get(self, url: str, what: str, limit: int = 0, *, content: bytes | None = None) -> bytes:
         return self.answer
 
 

@@ -22,6 +22,9 @@ def test_addresses() -> None:
     assert urls.vlek(products.MILAN, MILAN) == (
         f"{KDS}:444/vlek/v1/Milan/cert?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219"
     )
+    assert urls.hash_sticks(products.TURIN, TURIN) == (
+        f"{KDS}:444/vlek/v1/Turin/hash_sticks?fmcSPL=01&blSPL=01&teeSPL=01&snpSPL=04&ucodeSPL=81"
+    )
     assert urls.ca(products.GENOA) == f"{KDS}/vcek/v1/Genoa/cert_chain"
     assert urls.ca(products.GENOA, "vlek") == f"{KDS}/vlek/v1/Genoa/cert_chain"
     assert urls.crl(products.TURIN) == f"{KDS}/vcek/v1/Turin/crl"
@@ -40,6 +43,12 @@ def test_another_service() -> None:
         urls.cek(CHIP, service="https://kds.example:8443/amd/") == f"https://kds.example:8443/amd/cek/id/{CHIP.hex()}"
     )
     assert urls.crl(products.MILAN, service="http://127.0.0.1:80").startswith("http://127.0.0.1:80/vcek/")
+
+
+def test_a_mirror_talks_to_providers_at_the_same_address() -> None:
+    assert urls.provider("https://kdsintf.amd.com/") == f"{KDS}:444"
+    assert urls.provider("https://kds.example/amd") == "https://kds.example/amd"
+    assert urls.vlek(products.MILAN, MILAN, service="https://kds.example").startswith("https://kds.example/vlek/v1/")
 
 
 NO_SERVICES = (
