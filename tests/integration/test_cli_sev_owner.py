@@ -103,10 +103,24 @@ def test_an_owners_certificate_signs_a_platform(tmp_path: Path) -> None:
     assert sev("certs", "sign", tmp_path / "csr", *args).code == 0
     assert sev_signatures.verify(SevCertificate.read(out.read_bytes()), oca) == 1
     assert sev("certs", "sign", cert, *args).code == 2
-    sev("certs", "generate", tmp_path / "other.cert", tmp_path / "other.key")
+    assert sev("certs", "generate", tmp_path / "other.cert", tmp_path / "other.key").code == 0
     done = sev("certs", "sign", tmp_path / "csr", "--oca-cert", cert, "--oca-key", tmp_path / "other.key", "--out", out)
     assert done.code == 2
     assert "does not belong" in done.err
+
+
+def test_a_key_that_is_there_is_not_lost_unasked(tmp_path: Path) -> None:
+    cert, key = tmp_path / "oca.cert", tmp_path / "oca.key"
+    assert sev("certs", "generate", cert, key).code == 0
+    before = key.read_bytes(), cert.read_bytes()
+    done = sev("certs", "generate", cert, key)
+    assert done.code == 2
+    assert "--existing-key" in done.err
+    assert (key.read_bytes(), cert.read_bytes()) == before
+    assert sev("certs", "generate", cert, key, "--existing-key").code == 0
+    assert key.read_bytes() == before[0]
+    assert sev("certs", "generate", cert, key, "--yes").code == 0
+    assert key.read_bytes() != before[0]
 
 
 def test_a_certificate_for_a_key_that_is_there(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def _generate(args: Namespace, out: Output) -> int:
     if args.existing_key:
         key = load_private_key(read_secret(args.key, "the owner's key", _KEY_LIMIT), "the owner's key")
     else:
+        _keep_key(args)
         key = ec.generate_private_key(ec.SECP384R1())
         encoded = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
         out.write_file(args.key, encoded, secret=True)
@@ -138,6 +139,18 @@ def _generate(args: Namespace, out: Output) -> int:
     document = {"certificate": args.cert, "key": args.key}
     out.result(document, "\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def _keep_key(args: Namespace) -> None:
+    """A key that is there already may be the only one that a platform's owner has. Raises ConfirmationMissing."""
+    import os
+
+    from sev.cli.confirm import confirm
+
+    if os.path.isfile(args.key) and os.path.getsize(args.key):
+        confirm(
+            args, f"{args.key} is there, and would be overwritten: the key in it is lost (--existing-key keeps it)."
+        )
 
 
 def _sign(args: Namespace, out: Output) -> int:
