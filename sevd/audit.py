@@ -54,6 +54,8 @@ _FIELDS = ("sequence", "run", "socket", "method", "target", "result", "reason", 
 
 log = logging.getLogger("sevd.audit")
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class Record:
     """One record, as the log is given it.
@@ -204,7 +206,7 @@ class Audit:
             "previous": hashlib.sha256(self._last).hexdigest(),
         }
         whole.update(_stated(facts))
-        line = json.dumps(whole, separators=(",", ":"))
+        line = _encode(whole)
         self._append(line.encode())
         log.info("%s", line, extra={"audit": Record(whole, line)})
         for listener in self._listeners:

@@ -48,26 +48,32 @@ class LineFormatter(logging.Formatter):
             line += f" request_id={call.request_id}"
         if record.exc_info:
             line += f" trace={self.formatException(record.exc_info)}"
+        if line.isprintable():
+            return line
         return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON."""
 
+    def __init__(self) -> None:
+        from json import JSONEncoder
+
+        super().__init__()
+        self._encode = JSONEncoder(separators=(",", ":")).encode
+
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        from json import dumps
-
         out: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
         audit = getattr(record, "audit", None)
         out["message"] = record.getMessage() if audit is None else audit.sentence()
         if audit is not None:
-            out["audit"] = audit.facts
-        else:
-            out.update(_call())
+            # The record is JSON already.
+            return f'{self._encode(out)[:-1]},"audit":{audit.line}}}'
+        out.update(_call())
         if record.exc_info:
             out["trace"] = self.formatException(record.exc_info)
-        return dumps(out, separators=(",", ":"), default=str)
+        return self._encode(out)
 
 
 class JournalHandler(logging.Handler):
