@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,17 +37,20 @@ class Offline:
 
     def fingerprint(self) -> Fingerprint:
         """Names, sizes, times and inodes: what differs where something changed. Empty where there is no directory."""
-        out = []
         try:
             with os.scandir(self.directory) as found:
-                for file in found:
-                    facts = file.stat()
-                    out.append((file.name, facts.st_size, facts.st_mtime_ns, facts.st_ino))
-                    if len(out) >= FILES_MAX:
-                        break
+                names = sorted(file.name for file in islice(found, FILES_MAX))
         except OSError:
-            return tuple(out)
-        return tuple(sorted(out))
+            return ()
+        out = []
+        for name in names:
+            try:
+                facts = (self.directory / name).stat()
+            except OSError:
+                out.append((name, -1, 0, 0))
+            else:
+                out.append((name, facts.st_size, facts.st_mtime_ns, facts.st_ino))
+        return tuple(out)
 
     def read(self) -> tuple[list[Certificate], list[Crl], list[str]]:
         """Certificates, lists, and one sentence about each file that is neither."""
