@@ -52,9 +52,13 @@ class Handshake:
         address: Where it is, for people.
         tls: Its socket.
         chain: The certificates that it has shown, in DER, verified or not; empty before.
+        crowded_out: It was the oldest of too many.
+        kept: It has succeeded, and its socket is another's.
+        told: It was refused, and that is known.
+        task: What does it.
     """
 
-    __slots__ = ("address", "chain", "crowded_out", "listener", "task", "tls")
+    __slots__ = ("address", "chain", "crowded_out", "kept", "listener", "task", "tls", "told")
 
     def __init__(self, listener: Listener, address: str, tls: ssl.SSLSocket) -> None:
         self.listener = listener
@@ -62,6 +66,8 @@ class Handshake:
         self.tls = tls
         self.chain: tuple[bytes, ...] = ()
         self.crowded_out = False
+        self.kept = False
+        self.told = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -90,6 +96,7 @@ class Handshakes:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "sevd-tls")
         self._running: dict[Handshake, None] = {}  # the oldest first
+        self._tasks: set[asyncio.Task[None]] = set()
         # What a connection belongs to after its handshake: a context that watches no messages.
         self._quiet = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
@@ -113,34 +120,47 @@ class Handshakes:
             oldest.task.cancel()
         self._running[one] = None
         one.task = self._loop.create_task(self._run(one))
+        self._tasks.add(one.task)
+        one.task.add_done_callback(lambda task: self._ended(one, task))
 
     async def close(self) -> None:
         """Ends all of them."""
-        running = [one.task for one in self._running if one.task is not None]
-        for task in running:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._thread.shutdown(wait=False)
 
     async def _run(self, one: Handshake) -> None:
-        keep = False
+        cause = await self._attempt(one)
         try:
-            cause = await self._attempt(one)
             if cause is None:
                 one.tls.context = self._quiet
-                keep = True
+                one.kept = True
                 self._done(one)
             else:
-                self._refused(one, cause)
+                self._refuse(one, cause)
                 if not one.crowded_out:
                     await self._linger(one)
         except Exception:
             log.exception("a connection of %s could not be served", one.address)
-            keep = False
-        finally:
-            self._running.pop(one, None)
-            if not keep:
-                one.tls.close()
+            one.kept = False
+
+    def _refuse(self, one: Handshake, cause: RemoteRefused) -> None:
+        one.told = True
+        self._refused(one, cause)
+
+    def _ended(self, one: Handshake, task: asyncio.Task[None]) -> None:
+        """Also of one whose task was cancelled before it began."""
+        self._running.pop(one, None)
+        self._tasks.discard(task)
+        with contextlib.suppress(AttributeError):
+            del one.tls.handshake  # type: ignore[attr-defined]
+        if one.kept:
+            return
+        one.tls.close()
+        if one.crowded_out and not one.told:
+            self._refuse(one, RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are"))
 
     async def _attempt(self, one: Handshake) -> RemoteRefused | None:
         """Shakes hands; why not, if it does not succeed."""
@@ -156,8 +176,6 @@ class Handshakes:
             return RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are")
         except OSError as error:
             return refusal.of(error)
-        finally:
-            del one.tls.handshake  # type: ignore[attr-defined]
 
     async def _linger(self, one: Handshake) -> None:
         """Lets the client hear why: a close with something unread would take back what was said."""

@@ -115,5 +115,6 @@ async def serving_remotely(
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The audit trail."""
-    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+    """The audit trail, without clients that hang up while they dial again."""
+    found = [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+    return [one for one in found if one.get("reason") != "HANDSHAKE_LOST"]
