@@ -43,7 +43,14 @@ def state(files: DeviceFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
         exercise(host)
         stick.write_bytes(hash_stick(daemon.socket, files, folder))
         host.vlek_load(stick.read_bytes())
+        guest = host.create_guest(memory_bytes=1 << 20, firmware_bytes=4096, vcpu_count=1, cpuid_signature=0x00A00F11)
+        cards = {name: data for name, data in tree(folder / "state").items() if name.endswith("guest.json")}
+        host.delete_guest(guest.guest_id)
     kept = folder / "state"
+    assert len(cards) == 1
+    for name, data in cards.items():  # as a guest leaves it that ended with its worker
+        (kept / name).parent.mkdir(mode=0o700)
+        (kept / name).write_bytes(data)
     names = sorted(tree(kept))
     for wanted in ("audit.jsonl", "journal.jsonl", "vlek.json", "endorsements/simulated/index"):
         assert wanted in names
@@ -112,7 +119,7 @@ def test_each_file_in_turn(state: Path, files: DeviceFiles, tmp_path: Path) -> N
         folder = damaged(state, tmp_path / str(number), damage, name)
         said = check(folder, files)
         # An empty journal is one without entries.
-        if name.startswith("endorsements/") or (name == "journal.jsonl" and damage != "empty"):
+        if name.startswith(("endorsements/", "workers/")) or (name == "journal.jsonl" and damage != "empty"):
             assert Path(name).name in said, f"{name} {damage}: it is said"
         if name.startswith("endorsements/"):
             aside = [one for one in tree(folder / "state") if one.startswith(f"{name}.damaged-")]
