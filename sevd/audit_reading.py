@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from itertools import islice
 
-from sev.audit_trail import AuditFilter, AuditRecord, open_files, records
+from sev.audit_trail import AuditFilter, AuditRecord, newest_first, open_files, records
 from sev.errors import LimitReached, NotFound, UsageError
 from sevd.audit import Audit
 
@@ -83,23 +83,28 @@ class AuditReading:
             files = await asyncio.to_thread(open_files, str(self._audit.path))
         except FileNotFoundError:
             return  # nothing was recorded since somebody took it away
-        found = (one for one in records(files) if wanted.admits(one))
         try:
             if last:
-                newest = await asyncio.to_thread(deque, found, last)
-                for one in newest:
+                newest: list[AuditRecord] = []
+                lines = newest_first(files)
+                while len(newest) < last and (slice_ := await asyncio.to_thread(_take, lines)):
+                    newest += [one for one in slice_ if wanted.admits(one)]
+                for one in reversed(newest[:last]):
                     yield one
                 return
-            while slice_ := await asyncio.to_thread(_take, found):
+            lines = records(files)
+            while slice_ := await asyncio.to_thread(_take, lines):
                 for one in slice_:
-                    yield one
+                    if wanted.admits(one):
+                        yield one
         finally:
             for file in files:
                 file.close()
 
 
-def _take(found: Iterator[AuditRecord]) -> list[AuditRecord]:
-    return list(islice(found, _SLICE))
+def _take(lines: Iterator[AuditRecord]) -> list[AuditRecord]:
+    """Runs on a thread: few at a time, so that calls are served in between."""
+    return list(islice(lines, _SLICE))
 
 
 class _Following:

@@ -17,7 +17,7 @@ from sev.errors import MalformedInput, UsageError
 from sev.records import field, mutable_record, record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from typing import BinaryIO
 
@@ -29,6 +29,8 @@ RESULTS = ("done", "refused", "failed", "cancelled")
 
 LINE_BYTES = 256 << 10
 """Longest line; what is longer was not written by the daemon."""
+
+_PIECE_BYTES = 64 << 10
 
 _NUMBER = re.compile(r"\.([1-9][0-9]{0,3})")
 
@@ -178,7 +180,29 @@ def records(files: Iterable[BinaryIO]) -> Iterator[AuditRecord]:
     for file in files:
         with file:
             while line := file.readline(LINE_BYTES + 1):
-                yield AuditRecord.parse(line.rstrip(b"\n").decode("utf-8", "replace"))
+                yield _record(line.rstrip(b"\n"))
+
+
+def newest_first(files: Sequence[BinaryIO]) -> Iterator[AuditRecord]:
+    """Every line of the files as a record, the last one first; closes each when it was read.
+
+    Read in pieces from the end, so that a few records cost little of a long trail.
+    """
+    for file in reversed(files):
+        with file:
+            rest, end = b"", file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - _PIECE_BYTES)
+                file.seek(start)
+                first, *lines = (file.read(end - start) + rest).split(b"\n")
+                yield from (_record(line) for line in reversed(lines) if line)
+                rest, end = first[-LINE_BYTES:], start
+            if rest:
+                yield _record(rest)
+
+
+def _record(line: bytes) -> AuditRecord:
+    return AuditRecord.parse(line.decode("utf-8", "replace"))
 
 
 @mutable_record

@@ -162,6 +162,7 @@ def test_watchers_outlive_a_crash_and_miss_nothing_that_was_asked(
                 told = audit.until(lambda text: text.count("\n") == 3)
                 assert [one["sequence"] for one in lines(told)] == [1, 2, 3]
                 assert [one["sequence"] for one in lines(heard)] == [1, 2, 1], "events are counted from a start"
+                assert on(again, "audit", "--verify").code == 0, "the chain goes on over the crash"
                 for one in (events, audit):
                     assert "connected again" in one.err.read_text()
                 assert events.interrupt() == 130

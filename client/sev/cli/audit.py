@@ -106,14 +106,19 @@ def _filter(args: Namespace) -> AuditFilter:
 
 
 def _from_files(args: Namespace, wanted: AuditFilter, out: Output) -> int:
-    from collections import deque
+    from itertools import islice
 
-    from sev.audit_trail import open_files, records
+    from sev.audit_trail import newest_first, open_files, records
 
-    found = (one for one in records(open_files(args.file)) if wanted.admits(one))
+    files = open_files(args.file)
     if args.verify:
-        return _verify(found, out)
-    kept = list(deque(found, args.last)) if args.last else found
+        return _verify(records(files), out)
+    kept: Iterable[AuditRecord]
+    if args.last:
+        found = (one for one in newest_first(files) if wanted.admits(one))
+        kept = reversed(list(islice(found, args.last)))
+    else:
+        kept = (one for one in records(files) if wanted.admits(one))
     if not args.follow:
         return _show(kept, args.last, out)
 

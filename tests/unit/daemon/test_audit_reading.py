@@ -9,7 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sev import audit_trail
 from sev.audit_trail import AuditFilter, AuditRecord, moment, stamp
 from sev.errors import LimitReached, MalformedInput, NotFound, UsageError
 from sevd import audit_reading
@@ -19,6 +22,7 @@ from sevd.audit import Audit
 from sevd.audit_reading import AuditReading
 
 ALICE = Caller.local(1000, 100, 42, Role.LAUNCHER)
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REMOTE = Caller.remote("dns:host.example", Role.ADMIN)
 
 
@@ -47,6 +51,26 @@ def test_everything_in_order_over_all_files(audit: Audit, tmp_path: Path) -> Non
     numbers = [one.sequence for one in read(audit)]
     assert numbers == list(range(numbers[0], 1001))
     assert [one.sequence for one in read(audit, last=3)] == [998, 999, 1000]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 4096])
+def test_from_the_end_is_the_same_from_the_other_end(audit: Audit, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(audit_trail, "_PIECE_BYTES", size)
+    write(audit, 40)
+    with open(str(audit.path), "ab") as file:
+        file.write(b'\n{"cut off')
+    path = str(audit.path)
+    forwards = [one.line for one in audit_trail.records(audit_trail.open_files(path)) if one.line]
+    assert [one.line for one in audit_trail.newest_first(audit_trail.open_files(path))] == forwards[::-1]
+
+
+@given(st.lists(st.binary(max_size=60) | st.sampled_from([b'{"sequence":1,"previous":"x"}', b"[]", b"{}", b"1e999"])))
+def test_lines_of_others_are_records_or_not_and_never_a_trace(lines: list[bytes]) -> None:
+    parsed = [AuditRecord.parse(line.decode("utf-8", "replace")) for line in lines]
+    found = audit_trail.verify(parsed)
+    json.dumps([found.document(), *(one.document() for one in parsed)])
+    for one in parsed:
+        AuditFilter(method="m", caller="c", request_id="r", since=NOW).admits(one)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +187,6 @@ def test_a_line_that_is_no_record_is_shown_where_everything_is(audit: Audit, tmp
     assert [one.document().get("unreadable") for one in found[1:]] == ['{"time":"2026-', "[1]", "\ufffd\ufffd"]
     assert len(read(audit, AuditFilter(method="CreateGuest"))) == 1
     json.dumps([one.document() for one in found])
-
-
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
