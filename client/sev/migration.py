@@ -16,7 +16,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from sev import guest_operations, migration_operations, sev_operations
-from sev.errors import NotFound, SevError
+from sev.errors import NotFound, NotNow, OutcomeUnknown, SevError, Unreachable
 from sev.records import record
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from sev.guest_model import Guest
 
     Progress = Callable[[str, int, int], object]
+
+
+_UNKNOWN = (NotNow, OutcomeUnknown, Unreachable)
+"""Errors after which nobody knows whether the call acted; of the first, what its subclasses say is a refusal."""
 
 
 @record
@@ -60,7 +64,7 @@ def steps(guest_id: str, *, roots: SevRoots | None = None, progress: Progress | 
     theirs = b"".join(one.encode() for one in (chain.pek, chain.oca, chain.cek))
     authorities = exported.authorities or b"".join(one.encode() for one in chain.authorities)
     start = migration_operations.start_sending(guest_id, pdh=exported.pdh, chain=theirs, authorities=authorities)
-    leaving, _ = yield Both(source=start)
+    leaving = yield from _started(guest_id, start)
     made = ""
     try:
         made = yield from _created(leaving)
@@ -82,6 +86,23 @@ def steps(guest_id: str, *, roots: SevRoots | None = None, progress: Progress | 
     yield from _leave(guest_id, made)
     there: Guest = guest
     return there
+
+
+def _started(
+    guest_id: str, start: Operation[migration_operations.Departure]
+) -> Generator[Both, tuple[Any, Any], migration_operations.Departure]:
+    """The beginning. If nobody knows whether it began it is undone; where it was refused somebody else's may be on."""
+    try:
+        leaving, _ = yield Both(source=start)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        if not isinstance(error, SevError) or type(error) in _UNKNOWN:
+            with contextlib.suppress(SevError):
+                yield Both(source=migration_operations.cancel_sending(guest_id))
+        raise
+    departure: migration_operations.Departure = leaving
+    return departure
 
 
 def _created(leaving: migration_operations.Departure) -> Generator[Both, tuple[Any, Any], str]:
