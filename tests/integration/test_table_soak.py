@@ -6,6 +6,8 @@ other, while commits over provisional firmware, configurations and VLEKs run in 
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,15 +38,27 @@ def guest(daemon: Daemon) -> Iterator[tuple[Host, str, Roots]]:
             host.delete_guest(launched.guest_id, confirm=True)
 
 
-def soak(daemon: Daemon, state: Path, seconds: float, capsys: pytest.CaptureFixture[str], *, number: int = 50) -> None:
+def soak(
+    daemon: Daemon,
+    state: Path,
+    seconds: float,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    number: int = 50,
+    rest: float = 0.15,
+) -> None:
     """The test itself: half of the time with VCEKs, half with VLEKs."""
     table = daemon.folder / "state" / "certs.bin"
     with guest(daemon) as (host, guest_id, roots):
         changes = Changes(host, chip_of(state))
         with Readers(lambda: daemon.connect(timeout=60), guest_id, table, roots, number=number, pause=0.5) as readers:
-            churn(changes, seconds / 2, vlek=False)
-            churn(changes, seconds / 2, vlek=True)
+            churn(changes, seconds / 2, vlek=False, rest=rest)
+            churn(changes, seconds / 2, vlek=True, rest=rest)
             last = host.snp_status()
+            until = time.monotonic() + 20
+            while host.endorsements().missing:
+                assert time.monotonic() < until
+                time.sleep(0.1)
         with locked(table) as fd:
             assert fd is not None
             nonce = bytes(64)
@@ -101,3 +115,23 @@ def test_no_mismatch_over_device_files(tmp_path: Path, capsys: pytest.CaptureFix
         daemon_running(tmp_path / "daemon", f"--simulator={files.devices}") as daemon,
     ):
         soak(daemon, files.folder / "state", 60, capsys)
+
+
+@pytest.mark.long
+def test_no_mismatch_where_certificates_come_from_the_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table waits for each new certificate, without a leaf: it comes when the platform may report another TCB."""
+    with device_files(tmp_path / "simulator", "--kds", "127.0.0.1:0") as files:
+        provider = files.folder / "state" / "simulator" / "genoa" / "kds" / "provider.pem"
+        config = tmp_path / "sevd.toml"
+        config.write_text(f'[endorsements]\nkds_client = "{provider}"\nkds_retry_seconds = 1\n')
+        url = json.loads((files.devices / "platform.json").read_text())["kds"]
+        options = (f"--simulator={files.devices}", "--kds", url, "--config", str(config))
+        with daemon_running(tmp_path / "daemon", *options) as daemon:
+            with daemon.connect() as host:
+                until = time.monotonic() + 30
+                while host.endorsements().missing:
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+            soak(daemon, files.folder / "state", 40, capsys, rest=1.5)

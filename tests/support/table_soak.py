@@ -201,8 +201,8 @@ def chip_of(state: Path) -> Chip:
     return Chip.load(products.GENOA, state / "simulator" / "genoa")
 
 
-def churn(changes: Changes, seconds: float, *, vlek: bool) -> None:
-    """Changes for so long, and at least two rounds."""
+def churn(changes: Changes, seconds: float, *, vlek: bool, rest: float = 0.15) -> None:
+    """Changes for so long, and at least two rounds, with a rest after each."""
     until = time.monotonic() + seconds
     rounds = 0
     while rounds < 2 or time.monotonic() < until:
@@ -214,4 +214,4 @@ def churn(changes: Changes, seconds: float, *, vlek: bool) -> None:
             changes.configure()
             if vlek:
                 changes.load_vlek()
-        time.sleep(0.15)
+        time.sleep(rest)
