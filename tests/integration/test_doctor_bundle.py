@@ -79,7 +79,7 @@ def busy(daemons: Callable[[str], Daemon], tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("names", [False, True])
 def test_nothing_secret_is_in_it(busy: Daemon, tmp_path: Path, names: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_state_folder", lambda: str(busy.folder / "state"))
+    monkeypatch.setattr(gather, "_state_folder", lambda configured: str(busy.folder / "state"))
     out = tmp_path / "b.tar.gz"
     done = sev("--socket", busy.socket, "doctor", "--out", out, *(["--with-names"] if names else []))
     assert done.code == 0, done.err

@@ -35,5 +35,9 @@ def test_the_journal_has_fields(system: Booted) -> None:
     assert json.loads(found["SEVD_RECORD"])["target"] == "guest-none"
     ready = [one for one in entries(system, "SEVD_LOGGER=sevd.daemon") if "ready version=" in str(one["MESSAGE"])]
     assert ready[-1]["PRIORITY"] == "6"
+    sections = json.loads(system.run("sev", "doctor", "--json").stdout)["sections"]
+    assert any("ready version=" in one["message"] for one in sections["log"])
+    assert "guest-none" not in json.dumps(sections)
+    assert sections["audit"]["intact"] is True
     shown = system.run("sev", "audit", "--json", "--request-id", "deploy-42").stdout
     assert json.loads(shown.splitlines()[-1]) == json.loads(found["SEVD_RECORD"])

@@ -52,11 +52,11 @@ def gather(connect: Callable[[], Host], redactor: Redactor, *, unit: str = "sevd
         redactor: Takes secrets and names out.
         unit: The daemon's unit, whose log is read.
     """
+    from sev.doctor import configuration as settings
     from sev.doctor import machine
-    from sev.doctor.configuration import configuration, find
 
     _learn_machine(redactor)
-    path = find(os.geteuid())
+    path = settings.find(os.geteuid())
     sections = [
         _section("versions", "versions of programs and of the system", machine.versions),
         _section("host-check", "this machine, check by check (sev host check)", _check),
@@ -65,12 +65,13 @@ def gather(connect: Callable[[], Host], redactor: Redactor, *, unit: str = "sevd
         _section("log", "the end of the daemon's log, from the system's journal", lambda: _log(unit)),
     ]
     if path is not None:
-        told = "the daemon's configuration, what might be secret or personal left out"
-        sections.append(_section("configuration", told, lambda: configuration(path, redactor)))
-    folder = _state_folder()
+        what = "the daemon's configuration, what might be secret or personal left out"
+        sections.append(_section("configuration", what, lambda: settings.configuration(path, redactor)))
+    told = sections[-1].content
+    folder = _state_folder(told.get("daemon.state_dir") if isinstance(told, dict) else None)
     if folder is not None:
-        told = "names, sizes and modes of the daemon's state files, without what is in them"
-        sections.append(_section("state", told, lambda: machine.state(folder)))
+        what = "names, sizes and modes of the daemon's state files, without what is in them"
+        sections.append(_section("state", what, lambda: machine.state(folder)))
     for one in sections:  # at the end, when every name is known
         one.content = redactor.document(one.content)
     return sections
@@ -196,10 +197,10 @@ def _learn_machine(redactor: Redactor) -> None:
     redactor.learn("user", users)
 
 
-def _state_folder() -> str | None:
-    """Where a daemon of this user, or the system's, keeps its state."""
+def _state_folder(configured: object) -> str | None:
+    """Where the configuration says that state is kept; else where a daemon of this user, or the system's, keeps it."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.environ.get("HOME") or "/nonexistent", ".local/state")
-    for path in ("/var/lib/sevd", os.path.join(home, "sevd")):
-        if os.access(path, os.R_OK | os.X_OK):
+    for path in (configured, "/var/lib/sevd", os.path.join(home, "sevd")):
+        if isinstance(path, str) and os.access(path, os.R_OK | os.X_OK):
             return path
     return None

@@ -163,6 +163,17 @@ def test_a_configuration_that_is_none(tmp_path: Path, content: str) -> None:
     assert "hunter2" not in str(configuration(str(tmp_path / "c"), Redactor(names=False)))
 
 
+def test_the_state_directory_is_the_configured_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ark.key").write_bytes(SECRET)
+    (tmp_path / "c.toml").write_text(f'[daemon]\nstate_dir = "{tmp_path}/state"\n')
+    monkeypatch.setenv("SEVD_SOCKET", str(tmp_path / "none"))
+    monkeypatch.setattr(configurations, "find", lambda uid: str(tmp_path / "c.toml"))
+    sections = sev("doctor", "--json").json()["sections"]
+    assert [one["name"] for one in sections["state"]] == ["ark.key"]
+    assert SECRET.hex() not in json.dumps(sections)
+
+
 def test_a_state_directory_is_listed_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "ark.key").write_bytes(SECRET)
