@@ -29,7 +29,7 @@ IDS = {
 _ASK = """
 import json, sys
 import grpc
-from sev.v1 import snp_platform_pb2 as snp, guest_pb2 as guest, endorsement_pb2 as endorsement
+from sev.v1 import snp_platform_pb2 as snp, guest_pb2 as guest
 target, ids = sys.argv[1], json.loads(sys.argv[2])
 with grpc.insecure_channel(target) as channel:
     def call(method, request, answer):
@@ -48,10 +48,7 @@ with grpc.insecure_channel(target) as channel:
         raise SystemExit("a commit without confirmation was done")
     except grpc.RpcError:
         pass
-    got = call("EndorsementService/GetEndorsements", endorsement.GetEndorsementsRequest(),
-               endorsement.GetEndorsementsResponse)
-print(json.dumps({"done": done.SerializeToString().hex(), "refused": refused,
-                  "endorsements": got.SerializeToString().hex()}))
+print(json.dumps({"done": done.SerializeToString().hex(), "refused": refused}))
 """
 
 
