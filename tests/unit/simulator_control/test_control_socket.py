@@ -274,7 +274,8 @@ def test_only_root_and_the_simulators_user_break_things(served: Served, tmp_path
         os.setgid(65534); os.setuid(65534)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect(sys.argv[1])
-        for op in ('{"op":"fault","spec":"dead"}', '{"op":"faults"}', '{"op":"power-loss"}', '{"op":"host"}'):
+        update = '{"op":"firmware-update","version":"1.55.50"}'
+        for op in ('{"op":"fault","spec":"dead"}', '{"op":"faults"}', '{"op":"power-loss"}', update, '{"op":"host"}'):
             sock.send(op.encode())
             print(sock.recv(1 << 16).decode())
     """)
@@ -283,7 +284,7 @@ def test_only_root_and_the_simulators_user_break_things(served: Served, tmp_path
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     *refused, host = [json.loads(line) for line in told.stdout.splitlines()]
-    assert [one["error"]["reason"] for one in refused] == ["NOT_PERMITTED"] * 3
+    assert [one["error"]["reason"] for one in refused] == ["NOT_PERMITTED"] * 4
     assert all("for root" in one["error"]["message"] for one in refused)
     assert host["product"] == "genoa"
     assert not served.simulator.ccp.dead
