@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import time
+
 import pytest
 
 from sev import status
-from sev.errors import FirmwareError, MalformedInput, UsageError
+from sev.abi import kvm_sev
+from sev.abi import kvm_sev_legacy as abi
+from sev.errors import FirmwareError, KernelError, MalformedInput, UsageError
 from sevd.simulator.control_client import ControlClient
 from tests.support.control import Served, launch
+from tests.support.legacy_machine import owners_start
+from tests.unit.simulator_control.test_control_sev import Guest
 
 
 def test_another_firmware_over_the_socket(served: Served) -> None:
@@ -36,3 +43,23 @@ def test_another_firmware_over_the_socket(served: Served) -> None:
                 control.call("firmware-update", **wrong)
         assert firmware.version == (1, 55, 51)
     kernel.exit()
+
+
+def test_guests_of_sev_would_not_survive_it(served: Served) -> None:
+    guest = Guest(served)
+    _, start = owners_start(served.simulator, 1)
+    certificate, session = guest.put(start.certificate), guest.put(start.session)
+    request = abi.LaunchStart(0, 1, certificate, len(start.certificate), session, len(start.session))
+    guest.op(kvm_sev.LAUNCH_START, request)
+    before = served.simulator.firmware.version
+    with ControlClient.connect(served.folder / "control.sock") as control:
+        with pytest.raises(KernelError) as refused:
+            control.update_firmware("1.55.50")
+        assert (refused.value.errno, served.simulator.firmware.version) == (errno.EBUSY, before)
+        guest.kernel.exit()
+        until = time.monotonic() + 10
+        while served.simulator.firmware.platform_status()[2] == 2:  # WORKING
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        control.update_firmware("1.55.50")
+    assert served.simulator.firmware.version == (1, 55, 50)
