@@ -22,7 +22,7 @@ FILES = {
     "implicit": "simulator_legacy/test_implicit_init.py",
     "eras": "simulator_legacy/test_kernel_eras.py",
     "kvm": "simulator_kvm/test_kvm_sev.py",
-    "kvm legacy": "simulator_kvm/test_kvm_legacy.py",
+    "kvm legacy": "simulator_kvm/legacy/test_kvm_legacy.py",
     "kvm snp": "simulator_kvm/test_kvm_launch.py",
     "kvm migration": "simulator_kvm/test_kvm_migration.py",
     "layouts": "simulator_kvm/test_layouts.py",

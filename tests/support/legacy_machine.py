@@ -136,3 +136,14 @@ def expected(host: Simulator, policy: int, digest: bytes) -> measurement.Launch:
     """What an owner expects to be measured on this host."""
     now = PlatformStatus.decode(host.firmware.platform_status())
     return measurement.Launch(digest, policy, now.api_major, now.api_minor, now.build)
+
+
+def short(outcome: object) -> tuple[int, int]:
+    """(errno, the envelope's error) of a command."""
+    number, error = outcome[0], outcome[1]  # type: ignore[index]
+    return int(number), int(error)
+
+
+def vcpus(guest: LegacyMachine, count: int) -> list[int]:
+    """Descriptors of so many new vCPUs."""
+    return [guest.machine.vcpu(index) for index in range(count)]
