@@ -1,10 +1,10 @@
-"""What the firmware checks of launches and migrations, and known answers: sessions, measurements, secrets, packets."""
+"""What the firmware checks of launches, and known answers: sessions, measurements, secrets."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -19,7 +19,6 @@ from sev.abi import legacy_report
 from sev.abi import sev_certificate as abi
 from sev.abi.sev_certificate import SevCertificate
 from sev.attestation import legacy as reports
-from sev.certs import sev_signatures
 from sev.certs.sev_chain import SevChain
 from sev.certs.sev_roots import SevRoots
 from sev.session import Session, TransportKeys, blob, kdf, measurement, secret
@@ -28,67 +27,23 @@ from sevd.simulator.firmware_platform import Platform
 from sevd.simulator.legacy_migration import Receiver
 from sevd.simulator.memory_cipher import MemoryKey
 from tests.support.data import FACTS
-from tests.support.legacy import Owner
-from tests.support.simulated import simulated_host
+from tests.support.legacy_launches import (
+    ASID,
+    AT,
+    ES,
+    ES_ASID,
+    NODBG,
+    NOKS,
+    PACKETS,
+    PAGE,
+    changed,
+    pdh,
+    receiver,
+    running,
+    started,
+    updated,
+)
 from tests.support.simulated_firmware import refused
-
-PAGE = 4096
-ASID, ES_ASID = 100, 7
-NODBG, NOKS, ES, NOSEND, DOMAIN, SEV = (1 << bit for bit in range(6))
-AT = 0x7F00_0000_0000
-
-
-@pytest.fixture(scope="module")
-def chip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firmware]:
-    with simulated_host(tmp_path_factory.mktemp("chip")) as host:
-        yield host.firmware
-
-
-@pytest.fixture
-def firmware(chip: Firmware) -> Iterator[Firmware]:
-    platform = chip._platform
-    before = platform.version, platform.random, platform.legacy._identity
-    yield chip
-    platform.version, platform.random, platform.legacy._identity = before
-    chip.shutdown()
-    chip.init()
-    chip.df_flush()
-
-
-def pdh(firmware: Firmware) -> SevCertificate:
-    return SevCertificate.read(firmware.pdh_cert_export(abi.SIZE, abi.CHAIN_SIZE)[0])
-
-
-def started(firmware: Firmware, policy: int = 0, asid: int = ASID) -> tuple[int, Session]:
-    session = Session.create(policy)
-    start = session.start_unverified(pdh(firmware))
-    handle = firmware.launch_start(0, policy, start.certificate, start.session)
-    firmware.activate(handle, asid)
-    return handle, session
-
-
-def updated(firmware: Firmware, handle: int, data: bytes, address: int) -> bytes:
-    """LAUNCH_UPDATE_DATA of a copy; what it becomes."""
-    memory = bytearray(data)
-    firmware.launch_update_data(handle, memoryview(memory), address)
-    return bytes(memory)
-
-
-def running(firmware: Firmware, policy: int = 0, data: bytes = bytes(PAGE)) -> tuple[int, bytes]:
-    """A guest that runs, and its memory at AT as the host sees it."""
-    handle, _ = started(firmware, policy, ES_ASID if policy & ES else ASID)
-    sealed = updated(firmware, handle, data, AT)
-    firmware.launch_measure(handle, 48)
-    firmware.launch_finish(handle)
-    return handle, sealed
-
-
-# Sessions.
-
-
-def changed(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
-
 
 BLOBS: dict[str, tuple[Callable[[bytes, bytes], tuple[bytes, bytes]], int]] = {
     "session one byte short": (lambda dh, session: (dh, session[:-1]), status.INVALID_LENGTH),
@@ -201,23 +156,6 @@ def test_measurement_and_secret_of_an_owner(firmware: Firmware) -> None:
     assert firmware._platform.legacy.guest(handle).keys is None
     with refused(status.POLICY_FAILURE):
         firmware.dbg_decrypt(handle, sealed, AT, 0)
-
-
-PACKETS: dict[str, tuple[Callable[[bytes, bytes], tuple[bytes, int, int, bytes]], int]] = {
-    "unaligned address": (lambda header, data: (header, AT + 8, 32, data), status.INVALID_ADDRESS),
-    "address before length": (lambda header, data: (header, AT + 8, 16, data), status.INVALID_ADDRESS),
-    "short header": (lambda header, data: (header[:-1], AT, 32, data), status.INVALID_LENGTH),
-    "long header": (lambda header, data: (header + b"\0", AT, 32, data), status.INVALID_LENGTH),
-    "less memory than packet": (lambda header, data: (header, AT, 16, data), status.INVALID_LENGTH),
-    "empty": (lambda header, data: (header, AT, 0, b""), status.INVALID_LENGTH),
-    "15 bytes": (lambda header, data: (header, AT, 15, data[:15]), status.INVALID_LENGTH),
-    "above 20 KiB": (lambda header, data: (header, AT, 0x5010, bytes(0x5010)), status.INVALID_LENGTH),
-    "compressed": (lambda header, data: (changed(header, 0), AT, 32, data), status.UNSUPPORTED),
-    "changed IV": (lambda header, data: (changed(header, 4), AT, 32, data), status.BAD_MEASUREMENT),
-    "changed MAC": (lambda header, data: (changed(header, 20), AT, 32, data), status.BAD_MEASUREMENT),
-    "changed data": (lambda header, data: (header, AT, 32, changed(data, 31)), status.BAD_MEASUREMENT),
-    "20 KiB": (lambda header, data: (header, AT, 0x5000, bytes(0x5000)), status.BAD_MEASUREMENT),
-}
 
 
 @pytest.mark.parametrize("case", PACKETS)
@@ -335,145 +273,6 @@ def test_any_piece_is_read_and_written_alone(first: int, blocks: int, data: st.D
     memory = bytearray(content)
     key.encrypt_in_place(address, memoryview(memory))
     assert memory == sealed
-
-
-# Migration.
-
-
-def receiver(firmware: Firmware) -> Receiver:
-    own, chain = firmware.pdh_cert_export(abi.SIZE, abi.CHAIN_SIZE)
-    return Receiver(own, chain[: 2 * abi.SIZE] + firmware.ca.cek_certificate(), firmware.ca.legacy_ca())
-
-
-def sent(firmware: Firmware, policy: int = 0, content: bytes = bytes(PAGE)) -> tuple[int, int, bytes]:
-    """(source, target, memory of the source) with both sides started, on one platform."""
-    source, sealed = running(firmware, policy, content)
-    own = receiver(firmware)
-    told, session = firmware.send_start(source, own, 128)
-    assert told == policy
-    target = firmware.receive_start(0, told, own.pdh, session)
-    firmware.activate(target, (ES_ASID if policy & ES else ASID) + 1)
-    return source, target, sealed
-
-
-@pytest.mark.parametrize("policy", [0, NODBG, SEV, DOMAIN | SEV, ES])
-def test_a_guest_moves(firmware: Firmware, policy: int) -> None:
-    content = os.urandom(PAGE)
-    source, target, sealed = sent(firmware, policy, content)
-    there = AT + 7 * PAGE
-    header, packet = firmware.send_update_data(source, sealed, AT, 52, PAGE)
-    assert len(header) == 52
-    assert packet != content
-    arrived = firmware.receive_update_data(target, header, there, PAGE, packet)
-    assert firmware.legacy_memory(target).decrypt(there, arrived) == content
-    if policy & ES:
-        vmsa = firmware.legacy_memory(source).encrypt(AT, content)
-        moved = firmware.send_update_vmsa(source, vmsa, AT, 52, PAGE)
-        arrived = firmware.receive_update_vmsa(target, moved[0], there, PAGE, moved[1])
-        assert firmware.legacy_memory(target).decrypt(there, arrived) == content
-    firmware.send_finish(source)
-    firmware.receive_finish(target)
-    assert [firmware.guest_status(handle)[12] for handle in (source, target)] == [6, 3]
-
-
-PACKETS_SENT = {name: case for name, case in PACKETS.items() if "20 KiB" not in name}
-
-
-@pytest.mark.parametrize("case", PACKETS_SENT)
-def test_packets_that_are_refused(firmware: Firmware, case: str) -> None:
-    change, code = PACKETS_SENT[case]
-    source, target, _ = sent(firmware)
-    header, packet = firmware.send_update_data(source, bytes(32), AT, 52, 32)
-    with refused(code):
-        firmware.receive_update_data(target, *change(header, packet))
-    firmware.receive_update_data(target, header, AT, 32, packet)
-    assert firmware.guest_status(source)[12] == 4
-    firmware.send_cancel(source)
-    assert firmware.guest_status(source)[12] == 3
-
-
-def other_owner(own: Receiver) -> Receiver:
-    owner = Owner()
-    pek = abi.split(own.chain)[0]
-    signed = sev_signatures.sign(pek, owner.key, abi.OCA, slot=1)
-    return Receiver(own.pdh, signed.encode() + owner.oca + own.chain[2 * abi.SIZE :], own.authorities)
-
-
-def strangers(own: Receiver) -> Receiver:
-    """A PDH that this PEK did not sign."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    pdh = SevCertificate.of_key(abi.PDH, key.public_key(), (1, 55))
-    return Receiver(sev_signatures.sign(pdh, key, abi.PEK, slot=1).encode(), own.chain, own.authorities)
-
-
-def unsigned(own: Receiver) -> Receiver:
-    free = abi.Signature()
-    pdh = SevCertificate.read(own.pdh).signed(1, free).signed(2, free).encode()
-    return Receiver(pdh, own.chain, own.authorities)
-
-
-def exported_cek(own: Receiver) -> Receiver:
-    """The CEK as firmware exports it, unsigned."""
-    cek = SevCertificate.read(own.chain[2 * abi.SIZE :]).signed(1, abi.Signature()).encode()
-    return Receiver(own.pdh, own.chain[: 2 * abi.SIZE] + cek, own.authorities)
-
-
-RECEIVERS: dict[str, tuple[int, Callable[[Receiver], Receiver], int | None]] = {
-    # policy, what is wrong, status
-    "NOSEND": (NOSEND, lambda own: own, status.POLICY_FAILURE),
-    "no PDH": (0, lambda own: Receiver(own.chain[: abi.SIZE], own.chain, b""), status.INVALID_CERTIFICATE),
-    "short PDH": (0, lambda own: Receiver(own.pdh[:-1], own.chain, b""), status.INVALID_LENGTH),
-    "short chain": (0, lambda own: Receiver(own.pdh, own.chain[:-1], b""), status.INVALID_LENGTH),
-    "anybody": (0, strangers, None),
-    "a PDH of a stranger": (SEV, strangers, status.BAD_SIGNATURE),
-    "an unsigned PDH": (SEV, unsigned, status.INVALID_CERTIFICATE),
-    "an unsigned CEK": (SEV, exported_cek, status.INVALID_CERTIFICATE),
-    "no authorities": (SEV, lambda own: Receiver(own.pdh, own.chain, b""), status.INVALID_CERTIFICATE),
-    "noise for authorities": (SEV, lambda own: Receiver(own.pdh, own.chain, bytes(3200)), status.INVALID_CERTIFICATE),
-    "a changed ASK": (
-        SEV, lambda own: Receiver(own.pdh, own.chain, changed(own.authorities, 1599)), status.BAD_SIGNATURE,
-    ),
-    "the ASK alone": (
-        SEV, lambda own: Receiver(own.pdh, own.chain, own.authorities[:1600]), status.INVALID_CERTIFICATE,
-    ),
-    "a changed PEK": (
-        SEV, lambda own: Receiver(own.pdh, changed(own.chain, 0x420), own.authorities), status.BAD_SIGNATURE,
-    ),
-    "OCA in the PEK's place": (
-        SEV, lambda own: Receiver(own.pdh, own.chain[abi.SIZE : 2 * abi.SIZE] + own.chain[abi.SIZE :], own.authorities),
-        status.INVALID_CERTIFICATE,
-    ),
-    "another owner": (DOMAIN, other_owner, status.POLICY_FAILURE),
-    "another owner of a real platform": (DOMAIN | SEV, other_owner, status.POLICY_FAILURE),
-    "another owner, who cares": (SEV, other_owner, None),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", RECEIVERS)
-def test_where_a_guest_may_go(firmware: Firmware, case: str) -> None:
-    policy, change, code = RECEIVERS[case]
-    handle, _ = running(firmware, policy)
-    whom = change(receiver(firmware))
-    if code is None:
-        firmware.send_start(handle, whom, 128)
-        return
-    with refused(code):
-        firmware.send_start(handle, whom, 128)
-    assert firmware.guest_status(handle)[12] == 3
-
-
-def test_a_receiver_of_too_old_firmware(firmware: Firmware) -> None:
-    """The PEK's API version is below the policy's; firmware here is new enough."""
-    handle, _ = running(firmware, SEV | 1 << 16 | 55 << 24)
-    own = receiver(firmware)
-    pek, oca, cek = abi.split(own.chain)
-    owner = Owner()
-    old = replace(pek, api_minor=54).signed(1, abi.Signature()).signed(2, abi.Signature())
-    old = sev_signatures.sign(old, owner.key, abi.OCA, slot=1)
-    old = sev_signatures.sign(old, firmware._platform.chip.cek(), abi.CEK, slot=2)
-    with refused(status.POLICY_FAILURE):
-        firmware.send_start(handle, Receiver(own.pdh, old.encode() + owner.oca + cek.encode(), own.authorities), 128)
-    assert oca.usage == abi.OCA
 
 
 # Known answers.
