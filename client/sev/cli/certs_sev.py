@@ -149,7 +149,7 @@ def _keep_key(args: Namespace) -> None:
 
     if os.path.isfile(args.key) and os.path.getsize(args.key):
         confirm(
-            args, f"{args.key} is there, and would be overwritten: the key in it is lost (--existing-key keeps it)."
+            args, f"{args.key} is there: the key in it would be lost (--existing-key keeps it)."
         )
 
 
