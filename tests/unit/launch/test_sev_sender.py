@@ -13,7 +13,7 @@ from sev import status
 from sev.abi import kvm_sev_legacy as abi
 from sev.errors import FirmwareError, SevError, UsageError
 from sev.launch import Sev, SevDevice
-from sev.launch.sev_migration import Page, Receiver, Sender
+from sev.launch.sev_migration import BATCH, Page, Receiver, Sender
 from sevd.simulator import Simulator
 from tests.support.simulated import template
 
@@ -180,3 +180,43 @@ def test_a_guest_that_was_not_launched_goes_nowhere(source: Host, target: Host) 
         with pytest.raises(FirmwareError) as refused:
             sender.start(*target.chain())
         assert refused.value.firmware_status == status.INVALID_GUEST_STATE
+
+
+def test_many_pages_at_once_and_one_of_them_changed(source: Host, target: Host) -> None:
+    with launched(source) as here, created(target) as there, Sender(here) as sender, Receiver(there) as receiver:
+        receiver.start(sender.start(*target.chain()), source.chain()[0])
+        gpas = list(range(0, BATCH * 4096, 4096))
+        packets = sender.pages(gpas)
+        assert len({packet.header for packet in packets}) == BATCH
+        spoiled = Page(packets[5].header, packets[4].data)
+        with pytest.raises(FirmwareError) as refused:
+            receiver.pages([*zip(gpas[:5], packets, strict=False), (gpas[5], spoiled), (gpas[6], packets[6])])
+        assert refused.value.firmware_status == status.BAD_MEASUREMENT
+        # Those before it are there, those after it are not.
+        assert bytes(there.memory(4 * 4096, 4096)) != bytes(4096)
+        assert bytes(there.memory(5 * 4096, 2 * 4096)) == bytes(2 * 4096)
+        receiver.pages(zip(gpas, packets, strict=True))
+        receiver.finish()
+        assert there.debug_read(0, BATCH * 4096) == CONTENT[: BATCH * 4096]
+        sender.cancel()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sender, _: sender.pages(range(0, (BATCH + 1) * 4096, 4096)),
+        lambda sender, _: sender.pages([0, 8]),
+        lambda sender, _: sender.pages([0, MEMORY]),
+        lambda _, receiver: receiver.pages([(0, Page(bytes(52), bytes(4096)))] * (BATCH + 1)),
+        lambda _, receiver: receiver.pages([(0, Page(bytes(51), bytes(4096)))]),
+        lambda _, receiver: receiver.pages([(8, Page(bytes(52), bytes(4096)))]),
+    ],
+)
+def test_pages_that_cannot_be_harm_nothing(source: Host, call: Any) -> None:
+    with launched(source) as here, created(source) as there, Sender(here) as sender, Receiver(there) as receiver:
+        before = bytes(there.memory(0, MEMORY))
+        with pytest.raises(UsageError):
+            call(sender, receiver)
+        assert bytes(there.memory(0, MEMORY)) == before
+        assert state(here) == "RUNNING"
+        assert sender.pages([]) == []
