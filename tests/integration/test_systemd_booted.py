@@ -65,7 +65,7 @@ def test_a_client_loses_no_call_through_restarts_crashes_and_a_reload(system: Bo
             system.run("systemctl", "reload", "sevd.service")
         calls, longest = outcome(client)
     print(f"{calls} calls, longest {longest:.3f} s")
-    assert calls > 50
+    assert calls > 10
     assert longest < 5
 
 

@@ -130,6 +130,7 @@ def test_a_stop_finishes_the_command_in_flight_and_says_what_it_waits_for(host: 
     assert host.show("sevd.service", "Result") == "success"
 
 
+@pytest.mark.long
 def test_a_command_that_outlasts_the_calls_time_is_finished_too(host: Booted) -> None:
     """The manager's own patience is extended as long as there is something to wait for."""
     host.write("/etc/sevd/sevd.toml", '[simulation]\ndirectory = "/run/simulated"\n[daemon]\ndrain_seconds = 0\n')

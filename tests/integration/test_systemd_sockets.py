@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-import sev
-from sev.client import Host
-from sev.errors import NotPermitted, SevError
 from tests.support.booted import Booted
 from tests.support.booted_service import PYTHON, SIMULATED, SOCKETS, UNITS, active, configure, crash, outside, wait_for
-from tests.support.tls import Setup
 
 ALL = (*SOCKETS, "fetch")
 
@@ -52,22 +46,6 @@ with socket.socket(socket.AF_UNIX) as early:
     assert early.recv(9)[3:4] == b"\\x04", "the settings of HTTP/2 come first"
 print(time.monotonic() - begin)
 """
-
-
-REMOTE = """
-[remote]
-certificate = "/etc/sevd/tls/server.pem"
-client_ca = "/etc/sevd/tls/clients.pem"
-[[identity]]
-match = "uri:spiffe://example.org/watcher"
-role = "viewer"
-"""
-
-
-def remote(port: int, setup: Setup, one: Path) -> Host:
-    """A client on another machine, as it were, with a certificate and its key in one file."""
-    ca = os.fspath(setup.folder / "servers.pem")
-    return sev.connect(f"dns:127.0.0.1:{port}", timeout=20, tls_cert=os.fspath(one), tls_key=os.fspath(one), tls_ca=ca)
 
 
 def free_port() -> int:
@@ -159,48 +137,20 @@ def test_metrics_are_read_on_a_port_though_the_service_has_no_network(as_root: B
     port = free_port()
     listen_at(as_root, "sevd-metrics.socket", f"127.0.0.1:{port}")
     try:
-        as_root.run("systemctl", "start", "sevd-metrics.socket", "sevd.service")
+        as_root.run("systemctl", "start", "sevd.service")
+        # a socket of a service that runs cannot be started: enabled, it is with the service's next start
+        assert as_root.run("systemctl", "start", "sevd-metrics.socket", check=False).returncode != 0
+        as_root.run("systemctl", "enable", "sevd-metrics.socket")
+        as_root.run("systemctl", "restart", "sevd.service")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert b"\nsevd_" in answer.read()
         crash(as_root)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert answer.status == 200
     finally:
+        as_root.run("systemctl", "disable", "sevd-metrics.socket")
         as_root.run("systemctl", "stop", "sevd.service", "sevd-metrics.socket")
         as_root.run("rm", "-r", "/etc/systemd/system/sevd-metrics.socket.d")
-
-
-def test_a_remote_caller_is_served_on_a_port_though_the_service_has_no_network(system: Booted) -> None:
-    """Its key comes as a credential, so that a daemon that is not root has it as well."""
-    port, folder = free_port(), outside(system, "/etc/sevd/tls")
-    folder.mkdir(exist_ok=True)
-    setup = Setup(folder)
-    system.run("chown", "--recursive", system.show("sevd.service", "User") or "root", "/etc/sevd/tls")
-    system.run("chmod", "755", "/etc/sevd/tls")
-    system.write("/etc/credstore/sevd-tls.key", (folder / "server.key").read_text())
-    (folder / "server.key").unlink()
-    caller = setup.place(setup.clients.issue("caller", uris=["spiffe://example.org/watcher"]))
-    stranger = setup.place(setup.clients.issue("stranger", uris=["spiffe://example.org/nobody"]))
-    configure(system, SIMULATED + REMOTE)
-    listen_at(system, "sevd-mtls.socket", f"127.0.0.1:{port}")
-    try:
-        system.run("systemctl", "start", "sevd.service")
-        # while the service runs, a socket of it cannot be started: it is with the next start
-        assert system.run("systemctl", "start", "sevd-mtls.socket", check=False).returncode != 0
-        system.run("systemctl", "enable", "sevd-mtls.socket")
-        system.run("systemctl", "restart", "sevd.service")
-        with remote(port, setup, caller) as host:
-            assert host.host().product
-            with pytest.raises(NotPermitted):
-                host.snp_commit(confirm=True)
-            crash(system)
-            assert host.host().product
-        with remote(port, setup, stranger) as host, pytest.raises(SevError):
-            host.host()
-    finally:
-        system.run("systemctl", "disable", "sevd-mtls.socket")
-        system.run("systemctl", "stop", "sevd.service", "sevd-mtls.socket")
-        system.run("rm", "-r", "/etc/systemd/system/sevd-mtls.socket.d", "/etc/credstore/sevd-tls.key", "/etc/sevd/tls")
 
 
 def test_a_caller_who_comes_while_the_service_is_down_is_served_when_it_is_up(as_root: Booted) -> None:

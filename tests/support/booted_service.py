@@ -55,11 +55,13 @@ def prepared(booted: Booted, *, plain_user: bool) -> Iterator[Booted]:
             booted.run("chgrp", "kvm", "/dev/kvm")
             booted.run("chmod", "660", "/dev/kvm")
     booted.run("systemctl", "daemon-reload")
+    # whatever an earlier test left: a socket that is there already would keep its owner
+    booted.run("systemctl", "stop", "sevd.service", "sevd-fetch.service", *UNITS, check=False)
     booted.run("systemctl", "start", *UNITS)
     try:
         yield booted
     finally:
-        booted.run("systemctl", "stop", "sevd.service", *UNITS, check=False)
+        booted.run("systemctl", "stop", "sevd.service", "sevd-fetch.service", *UNITS, check=False)
         booted.run("systemctl", "kill", "--signal=KILL", "sevd.service", check=False)  # workers, after a failure
         booted.run("systemctl", "reset-failed", check=False)
 
