@@ -44,7 +44,8 @@ ACCEPT_SECONDS = 0.001
 """How long that may take."""
 
 CROWD_SECONDS, CROWD_PAUSE_SECONDS = 0.0003, 0.005
-"""The same where some are refused as too many, and the pause after it: what waits in the backlog is only late."""
+"""The same where some are refused as too many, and where strangers connect, and the pause after it: what waits in the
+backlog is only late."""
 
 DIAL_SECONDS = 2.0
 """How long a caller waits for the server's own queue to have room."""
@@ -133,6 +134,8 @@ class Gate:
         """Starts to accept."""
         for listener in listeners:
             self._listeners.append(listener)
+            if listener.kind.remote and self.remote is not None:
+                self.remote.open(listener)
             self._loop.add_reader(listener.socket.fileno(), self._accept, listener)
 
     def stop_accepting(self) -> None:
@@ -189,7 +192,7 @@ class Gate:
                 connection.relay.close()
 
     def _accept(self, listener: Listener) -> None:
-        began, patience = self._loop.time(), ACCEPT_SECONDS
+        began, patience = self._loop.time(), CROWD_SECONDS if listener.kind.remote else ACCEPT_SECONDS
         for number in range(ACCEPTS_PER_WAKE):
             if number and self._loop.time() - began >= patience:
                 if patience < ACCEPT_SECONDS:

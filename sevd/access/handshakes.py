@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,9 @@ class Handshake:
     Attributes:
         listener: Where the client came to.
         address: Where it is, for people.
-        tls: Its socket.
+        client: Its socket, until it has said something.
+        until: When it must have been done, in the loop's time.
+        tls: Its socket from then on.
         chain: The certificates that it has shown, in DER, verified or not; empty before.
         crowded_out: It was the oldest of too many.
         kept: It has succeeded, and its socket is another's.
@@ -58,23 +60,34 @@ class Handshake:
         task: What does it.
     """
 
-    __slots__ = ("address", "chain", "crowded_out", "kept", "listener", "task", "tls", "told")
+    __slots__ = (
+        "address", "chain", "client", "crowded_out", "kept", "listener", "task", "tls", "told", "until",
+    )  # fmt: skip
 
-    def __init__(self, listener: Listener, address: str, tls: ssl.SSLSocket) -> None:
+    def __init__(self, listener: Listener, address: str, client: socket.socket, until: float) -> None:
         self.listener = listener
         self.address = address
-        self.tls = tls
+        self.client = client
+        self.until = until
+        self.tls: ssl.SSLSocket | None = None
         self.chain: tuple[bytes, ...] = ()
         self.crowded_out = False
         self.kept = False
         self.told = False
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def shaken(self) -> ssl.SSLSocket:
+        """Its socket, when hands have been shaken."""
+        assert self.tls is not None
+        return self.tls
+
 
 class Handshakes:
     """Those of one daemon. On one event loop.
 
     Args:
+        context: Answers the context to shake hands with, one of `watched`.
         done: Called with one that has succeeded; takes its socket over.
         refused: Called with one that has not, and why; its socket is closed afterwards.
         seconds: How long one may take.
@@ -83,6 +96,7 @@ class Handshakes:
 
     def __init__(
         self,
+        context: Callable[[], Awaitable[ssl.SSLContext]],
         done: Callable[[Handshake], None],
         refused: Callable[[Handshake, RemoteRefused], None],
         *,
@@ -91,56 +105,102 @@ class Handshakes:
     ) -> None:
         self.seconds = seconds
         self.most = most
+        self._context = context
         self._done = done
         self._refused = refused
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "sevd-tls")
-        self._running: dict[Handshake, None] = {}  # the oldest first
+        # The oldest first. Who says nothing costs a descriptor and an entry here, and no more.
+        self._silent: dict[Handshake, None] = {}
+        self._running: dict[Handshake, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
         # What a connection belongs to after its handshake: a context that watches no messages.
         self._quiet = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._silent) + len(self._running)
 
-    def begin(self, context: ssl.SSLContext, listener: Listener, client: socket.socket, address: str) -> None:
-        """Begins one on a connected socket, non-blocking, which it takes over; `context` is one of `watched`.
-
-        Raises:
-            OSError: The client is gone already.
-        """
-        tls = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-        one = Handshake(listener, address, tls)
-        tls.handshake = one  # type: ignore[attr-defined]
-        while len(self._running) >= self.most:
-            oldest = next(iter(self._running))
-            del self._running[oldest]
-            oldest.crowded_out = True
-            assert oldest.task is not None
-            oldest.task.cancel()
-        self._running[one] = None
-        one.task = self._loop.create_task(self._run(one))
-        self._tasks.add(one.task)
-        one.task.add_done_callback(lambda task: self._ended(one, task))
+    def begin(self, listener: Listener, client: socket.socket, address: str) -> None:
+        """Takes over a connected socket, non-blocking, and begins when it says something."""
+        one = Handshake(listener, address, client, self._loop.time() + self.seconds)
+        while len(self) >= self.most:
+            self._give_way()
+        self._silent[one] = None
+        self._loop.add_reader(client.fileno(), self._speaks, one)
+        if self._sweep is None:
+            self._sweep = self._loop.call_at(one.until, self._sweep_out)
 
     async def close(self) -> None:
         """Ends all of them."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for one in tuple(self._silent):
+            self._forget(one)
+            one.client.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._thread.shutdown(wait=False)
 
+    def _give_way(self) -> None:
+        """Ends the oldest; of those who say nothing, if there is one."""
+        if self._silent:
+            self._turn_away(next(iter(self._silent)), RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are"))
+            return
+        oldest = next(iter(self._running))
+        del self._running[oldest]
+        oldest.crowded_out = True
+        assert oldest.task is not None
+        oldest.task.cancel()
+
+    def _sweep_out(self) -> None:
+        """Ends those who have said nothing for too long."""
+        self._sweep, now = None, self._loop.time()
+        while self._silent:
+            oldest = next(iter(self._silent))
+            if oldest.until > now:
+                self._sweep = self._loop.call_at(oldest.until, self._sweep_out)
+                return
+            self._turn_away(oldest, RemoteRefused("HANDSHAKE_TIMEOUT", f"{self.seconds:g} s"))
+
+    def _turn_away(self, one: Handshake, cause: RemoteRefused) -> None:
+        """Ends one that has said nothing."""
+        self._forget(one)
+        self._refuse(one, cause)
+        one.client.close()
+
+    def _forget(self, one: Handshake) -> None:
+        del self._silent[one]
+        self._loop.remove_reader(one.client.fileno())
+
+    def _speaks(self, one: Handshake) -> None:
+        try:
+            if not one.client.recv(1, socket.MSG_PEEK):
+                self._turn_away(one, RemoteRefused("HANDSHAKE_LOST"))
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._turn_away(one, RemoteRefused("HANDSHAKE_LOST"))
+            return
+        self._forget(one)
+        self._running[one] = None
+        one.task = self._loop.create_task(self._run(one))
+        self._tasks.add(one.task)
+        one.task.add_done_callback(lambda task: self._ended(one, task))
+
     async def _run(self, one: Handshake) -> None:
         cause = await self._attempt(one)
         try:
             if cause is None:
-                one.tls.context = self._quiet
+                one.shaken.context = self._quiet
                 one.kept = True
                 self._done(one)
             else:
                 self._refuse(one, cause)
-                if not one.crowded_out:
+                if one.tls is not None and not one.crowded_out:
                     await self._linger(one)
         except Exception:
             log.exception("a connection of %s could not be served", one.address)
@@ -155,19 +215,19 @@ class Handshakes:
         self._running.pop(one, None)
         self._tasks.discard(task)
         with contextlib.suppress(AttributeError):
-            del one.tls.handshake  # type: ignore[attr-defined]
+            del one.tls.handshake  # type: ignore[union-attr]
         if one.kept:
             return
-        one.tls.close()
+        (one.tls or one.client).close()
         if one.crowded_out and not one.told:
             self._refuse(one, RemoteRefused("HANDSHAKE_CROWDED_OUT", f"{self.most} are"))
 
     async def _attempt(self, one: Handshake) -> RemoteRefused | None:
         """Shakes hands; why not, if it does not succeed."""
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout_at(one.until):
                 await self._shake(one)
-            return None if one.tls.selected_alpn_protocol() == "h2" else RemoteRefused("NO_HTTP2")
+            return None if one.shaken.selected_alpn_protocol() == "h2" else RemoteRefused("NO_HTTP2")
         except TimeoutError:
             return RemoteRefused("HANDSHAKE_TIMEOUT", f"{self.seconds:g} s")
         except asyncio.CancelledError:
@@ -177,24 +237,20 @@ class Handshakes:
         except OSError as error:
             return refusal.of(error)
 
-    async def _linger(self, one: Handshake) -> None:
-        """Lets the client hear why: a close with something unread would take back what was said."""
-        plain = socket.socket
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            plain.shutdown(one.tls, socket.SHUT_WR)
-            async with asyncio.timeout(LINGER_SECONDS):
-                for _ in range(LINGER_PIECES):
-                    await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
-                    if not plain.recv_into(one.tls, bytearray(RECEIVE_BYTES)):
-                        break
-
     async def _shake(self, one: Handshake) -> None:
         """Raises OSError where it fails."""
-        await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
+        context = await self._context()
+
+        def step() -> None:
+            if one.tls is None:
+                one.tls = context.wrap_socket(one.client, server_side=True, do_handshake_on_connect=False)
+                one.tls.handshake = one  # type: ignore[attr-defined]
+            one.tls.do_handshake()
+
         while True:
-            step = asyncio.ensure_future(self._loop.run_in_executor(self._thread, one.tls.do_handshake))
+            doing = asyncio.ensure_future(self._loop.run_in_executor(self._thread, step))
             try:
-                await asyncio.shield(step)
+                await asyncio.shield(doing)
             except ssl.SSLWantReadError:
                 await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
             except ssl.SSLWantWriteError:
@@ -202,15 +258,26 @@ class Handshakes:
             except asyncio.CancelledError:
                 # OpenSSL is at it: it never waits, and its socket must not be closed under its hands.
                 with contextlib.suppress(OSError):
-                    await step
+                    await doing
                 raise
             else:
                 return
 
+    async def _linger(self, one: Handshake) -> None:
+        """Lets the client hear why: a close with something unread would take back what was said."""
+        plain, tls = socket.socket, one.shaken
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            plain.shutdown(tls, socket.SHUT_WR)
+            async with asyncio.timeout(LINGER_SECONDS):
+                for _ in range(LINGER_PIECES):
+                    await self._ready(one, self._loop.add_reader, self._loop.remove_reader)
+                    if not plain.recv_into(tls, bytearray(RECEIVE_BYTES)):
+                        break
+
     async def _ready(self, one: Handshake, add: Callable[..., object], remove: Callable[[int], object]) -> None:
         """Waits until the socket can be read or written."""
         ready: asyncio.Future[None] = self._loop.create_future()
-        descriptor = one.tls.fileno()
+        descriptor = one.shaken.fileno()
 
         def wake() -> None:
             if not ready.done():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 5.0
 """How often files are looked at, and certificates that have ended, when nobody connects."""
+
+BACKLOG = 128
+"""Connections that may wait at a listener."""
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A client whose machine is gone is noticed after two minutes."""
@@ -99,7 +103,7 @@ class Remote:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self.handshakes = Handshakes(
-            self._shaken, self._failed, seconds=settings.handshake_seconds, most=settings.handshakes
+            self._context, self._shaken, self._failed, seconds=settings.handshake_seconds, most=settings.handshakes
         )
         """Those under way."""
         self._refusals = RemoteRefusals(audit)
@@ -108,19 +112,13 @@ class Remote:
         self._renewing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = self._loop.create_task(self._look())
 
+    def open(self, listener: Listener) -> None:
+        """Before a listener accepts: few wait at it, so that a flood is the kernel's to drop and not ours to serve."""
+        listener.socket.listen(BACKLOG)
+
     def begin(self, listener: Listener, client: socket.socket, address: object) -> None:
         """Takes a connection over that was just accepted."""
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            client.setsockopt(socket.IPPROTO_TCP, option, value)
-        if self._renewing is None and self._settings.files.stamp() != self._stamp:
-            self._renewing = self._loop.create_task(self._renew())
-        if self._renewing is None:
-            self._shake(listener, client, address)
-        else:
-            # A moment: what has just been revoked is not let in by the list of before.
-            self._renewing.add_done_callback(lambda _: self._shake(listener, client, address))
+        self.handshakes.begin(listener, client, address_text(address))
 
     def reload(self, settings: RemoteSettings, credentials: Credentials) -> None:
         """Takes other settings and files."""
@@ -172,16 +170,13 @@ class Remote:
         await self.handshakes.close()
         self._refusals.close()
 
-    def _shake(self, listener: Listener, client: socket.socket, address: object) -> None:
-        if self._looking is None:
-            client.close()
-            return
-        where = address_text(address)
-        try:
-            self.handshakes.begin(self._credentials.context, listener, client, where)
-        except OSError:
-            client.close()
-            self._refusals.record(listener.kind.name, RemoteRefused("HANDSHAKE_LOST"), where)
+    async def _context(self) -> ssl.SSLContext:
+        """What the next handshake uses: what has just been revoked is not let in by the list of before."""
+        if self._renewing is None and self._settings.files.stamp() != self._stamp:
+            self._renewing = self._loop.create_task(self._renew())
+        if self._renewing is not None:
+            await asyncio.wait((self._renewing,))
+        return self._credentials.context
 
     def _shaken(self, one: Handshake) -> None:
         """A handshake has succeeded: whose is it?"""
@@ -192,15 +187,16 @@ class Remote:
             peer = RemotePeer(one.address, _certificate(one))
             names, facts = peer.names, peer.certificate.facts()
             caller = self.judge(peer, one.listener.kind)
-            name = self._gate.enter(one.listener, TlsSocket(one.tls), peer, caller)
+            _prepare(one.shaken)
+            name = self._gate.enter(one.listener, TlsSocket(one.shaken), peer, caller)
         except SevError as error:
             # Before the end is said, so that whoever sees it finds the record.
             self._refusals.record(socket_name, error, one.address, names, facts)
-            one.tls.close()
+            one.shaken.close()
             return
         except OSError as error:
             log.warning("connection lost socket=%s address=%s: %s", socket_name, one.address, error.strerror)
-            one.tls.close()
+            one.shaken.close()
             return
         left = (peer.certificate.not_after - datetime.now(UTC)).total_seconds()
         peer.expiry = self._loop.call_later(max(left, 0), self._expire, name)
@@ -279,13 +275,20 @@ class Remote:
                 self.judge_again(connection)
 
 
+def _prepare(tls: socket.socket) -> None:
+    tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    tls.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE:
+        tls.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def _certificate(one: Handshake) -> client_certificate.ClientCertificate:
     """The certificate of a handshake that succeeded.
 
     Raises:
         RemoteRefused: It cannot be read.
     """
-    leaf = one.tls.getpeercert(True)
+    leaf = one.shaken.getpeercert(True)
     # OpenSSL's word counts: what was remembered only adds what lies above.
     chain = one.chain if one.chain and one.chain[0] == leaf else (leaf or b"",)
     try:
