@@ -167,7 +167,7 @@ class Refresher:
             items.append(item)
             if item.result is RefreshResult.FETCHED:
                 fetched.append(need.what)
-        if self._kds is not None and (fetched or any(item.result is RefreshResult.FAILED for item in items)):
+        if self._kds is not None and any(item.result in _ASKED for item in items):
             await asyncio.to_thread(self._kds.rest)
         if table or set(fetched) - {needs.CRL, needs.CEK}:
             await self._write_table()
@@ -269,6 +269,7 @@ class Refresher:
 
 
 _FOR_EVER = 9000
+_ASKED = (RefreshResult.FETCHED, RefreshResult.UNCHANGED, RefreshResult.FAILED)
 
 
 def _paired(items: list[Refreshed], wanted: list[Need]) -> list[tuple[Refreshed, Need | None]]:

@@ -101,6 +101,8 @@ class _Connection:
             raise self._gone(error.strerror or "it ended") from None
 
     def _once(self, question: Question) -> dict[str, object]:
+        if self._closed:
+            raise self._gone("this daemon stops")
         if self._sock is None:
             self._sock = self._dial()
         self._sock.settimeout(min(question.seconds, SECONDS_MAX) + GRACE_SECONDS)

@@ -80,6 +80,7 @@ async def test_what_is_asked_for_again_is_asked_whether_it_changed(genoa: Rig, t
         assert genoa.paths() == ["/vcek/v1/Genoa/cert_chain", "/vcek/v1/Genoa/crl"]
         assert [each.der for each in it.it.current().endorsements] == [each.der for each in before.endorsements]
         assert len(it.events("endorsements.refreshed")) == 1
+        assert it.fetcher._child is None, "the process that fetches ends with its work"
 
 
 async def test_a_list_is_looked_at_daily_and_kept_fresh(genoa: Rig, tmp_path: Path) -> None:

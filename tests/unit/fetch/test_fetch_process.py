@@ -146,6 +146,9 @@ def test_closing_ends_a_question_under_way(kds: Kds) -> None:
     done.set()
     assert time.monotonic() - begin < 5
     assert isinstance(errors[0], KdsUnavailable)
+    with pytest.raises(KdsUnavailable, match="this daemon stops"):
+        child.fetch(Question(kds.url + PATH))
+    assert child._child is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")
