@@ -107,6 +107,7 @@ class Remote:
         )
         """Those under way."""
         self._refusals = RemoteRefusals(audit)
+        self._warned: set[str] = set()
         self._take_credentials(credentials)
         self._stamp = settings.files.stamp()
         self._renewing: asyncio.Task[None] | None = None
@@ -237,8 +238,17 @@ class Remote:
                 # Timers do not see that the clock was set.
                 if isinstance(peer, RemotePeer) and peer.certificate.expired():
                     self._expire(connection.name)
+            self._warn()
             if self._renewing is None and await asyncio.to_thread(self._settings.files.stamp) != self._stamp:
                 self._renewing = self._loop.create_task(self._renew())
+
+    def _warn(self) -> None:
+        """Says once of each file that it is about to end."""
+        for sentence in self._credentials.ending():
+            if sentence not in self._warned:
+                self._warned.add(sentence)
+                log.warning("%s", sentence)
+                self._tell("access.expiring", sentence)
 
     async def _renew(self) -> None:
         """Reads the files again; if they are no good, what was stays."""
@@ -262,6 +272,7 @@ class Remote:
         first = not hasattr(self, "_credentials")
         watched(credentials.context)
         self._credentials = credentials
+        self._warned.clear()
         for warning in credentials.warnings():
             log.warning("%s", warning)
         own = credentials.certificate

@@ -100,6 +100,17 @@ class Credentials:
                     )
         return out
 
+    def ending(self, now: datetime | None = None) -> list[str]:
+        """What is in the last tenth of its life, or past it, in sentences."""
+        now = now or datetime.now(UTC)
+        own = self.certificate
+        found = [("the certificate for remote callers ends", own.not_valid_before_utc, own.not_valid_after_utc)]
+        for one in self.lists:
+            if one.next_update_utc is not None:
+                what = f"the revocation list of {one.issuer.rfc4514_string()} must be renewed"
+                found.append((what, one.last_update_utc, one.next_update_utc))
+        return [f"{what} by {_day(end)}" for what, begin, end in found if now >= end - (end - begin) / 10]
+
 
 def files_of(paths: Mapping[str, Path | None], environ: Mapping[str, str]) -> TlsFiles:
     """The files of a configuration: `paths` by name ("certificate", "key", "client_ca", "crl").

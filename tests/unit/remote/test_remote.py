@@ -307,3 +307,12 @@ async def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before
         async with one.channel(one.of(Role.VIEWER)) as channel:
             await ask(channel)
+
+
+async def test_what_is_about_to_end_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module, "LOOK_SECONDS", 0.02)
+    async with serving_remotely(tmp_path) as one:
+        one.setup.servers.server(begins=-20 * HOUR, ends=HOUR).write(one.setup.folder, "server")
+        one.remote.reload(one.renewed(), one.load())
+        await asyncio.sleep(0.2)
+        assert [kind for kind, _ in one.told] == ["access.credentials", "access.expiring"]

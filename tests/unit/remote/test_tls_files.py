@@ -194,3 +194,14 @@ def test_what_is_not_set_is_named(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         files_of({**paths, name: None}, {})
     assert caught.value.field == f"remote.{name}"
+
+
+def test_the_last_tenth_of_a_life_is_told(tmp_path: Path) -> None:
+    files = written(tmp_path)
+    assert load(files).ending() == []
+    SERVERS.server(begins=-95 * HOUR, ends=5 * HOUR).write(tmp_path, "server")
+    assert files.crl is not None
+    place(files.crl, CA.crl(begins=-95 * HOUR, ends=5 * HOUR))
+    certificate, revocations = load(files).ending()
+    assert certificate.startswith("the certificate for remote callers ends by 20")
+    assert revocations.startswith("the revocation list of CN=clients must be renewed by 20")
