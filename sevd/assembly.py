@@ -37,6 +37,7 @@ from sevd.api.withheld import WithheldSkin
 from sevd.appearing import PAUSE_SECONDS, Appearing
 from sevd.audit import Audit
 from sevd.audit_reading import AuditReading
+from sevd.audit_recovery import recover
 from sevd.config import Settings
 from sevd.devices.quiet import Quiet
 from sevd.devices.scheduler import Scheduler
@@ -369,4 +370,7 @@ def _records(settings: Settings, state: StateDirectory) -> tuple[Audit, Journal]
     except OSError as error:
         what = os.strerror(error.errno or errno.EIO)
         raise UsageError(f"{error.filename or state.path}: {what}", field="state_dir") from None
+    late = recover(audit, journal)
+    if late:
+        log.warning("the daemon before this one ended before it could record %d calls; they are in the audit now", late)
     return audit, journal

@@ -7,8 +7,9 @@ no request content, no keys.
 Keys: `time` (RFC 3339, UTC), `sequence`, `run`, `previous`, `what` ("call", "connection", "trail"), `caller` (`owner`,
 `uid`, `gid`, `pid`, `role`, `unit`; of a remote caller `owner`, `role`, `names`, `address`, and where it was refused
 `subject`, `serial`, `not_after` of its certificate), `socket`, `method`, `target`, `result` ("done", "refused",
-"failed", "cancelled"), `reason`, `message`, `firmware_status`, `errno`, `request_id`, `validate_only`, `repeated`,
-`duration_ms`. A key without a value is left out.
+"failed", "cancelled", "unknown"), `reason`, `message`, `firmware_status`, `errno`, `request_id`, `validate_only`,
+`repeated`, `duration_ms`, `began` (of a call that the next daemon recorded: `sevd.audit_recovery`). A key without a
+value is left out.
 
 `sequence` goes on over restarts, so that a gap is a record that is missing; `run` is one start of the daemon;
 `previous` is the SHA-256 of the line before, so that a record that was changed, or taken out, shows
@@ -143,6 +144,15 @@ class Audit:
         who: dict[str, object] = {"owner": caller.owner, "uid": caller.uid, "gid": caller.gid, "pid": caller.pid}
         who.update(role=caller.role.text, unit=unit, names=list(names), address=address)
         self._write({"what": "call", "caller": _stated(who), "socket": socket, **facts})
+
+    def recovered(self, owner: str, facts: Mapping[str, object]) -> None:
+        """Records a call of an earlier run, which ended before it could; who called is known by name alone."""
+        self._write({"what": "call", "caller": {"owner": owner}, **facts})
+
+    def end(self) -> tuple[list[dict[str, object]], bool]:
+        """The last records of the file, and whether these are all; see `TrailFile.end`."""
+        with self._lock:
+            return self._file.end() if self._file is not None else ([], False)
 
     def connection_refused(
         self,

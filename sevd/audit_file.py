@@ -44,6 +44,16 @@ class TrailFile:
         self._open()
         self._find_end()
 
+    def end(self) -> tuple[list[dict[str, object]], bool]:
+        """The last records, oldest first, as far as TAIL_BYTES go back; and whether these are all that there are."""
+        size = os.fstat(self._file).st_size if self._file >= 0 else 0
+        if not size:
+            return [], not self._aside(1).exists()
+        start = max(0, size - TAIL_BYTES)
+        lines = os.pread(self._file, TAIL_BYTES, start).split(b"\n")
+        found = [_parsed(line) for line in lines[bool(start) :]]
+        return [one for one in found if one], not start and not self._aside(1).exists()
+
     def look(self) -> str:
         """What somebody else did to the file since the last line: "renamed", "removed", "truncated", or nothing.
 
@@ -140,10 +150,15 @@ class TrailFile:
         self._open()
 
 
-def _sequence(line: bytes) -> int:
+def _parsed(line: bytes) -> dict[str, object]:
+    """The record of a line; nothing for a line that is none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
-        return 0
-    number = found.get("sequence") if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sequence(line: bytes) -> int:
+    number = _parsed(line).get("sequence")
     return number if isinstance(number, int) and number > 0 else 0

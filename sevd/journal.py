@@ -138,6 +138,10 @@ class Journal:
             )
         return entry
 
+    def earlier(self) -> list[Entry]:
+        """Entries of daemons before this one, oldest first."""
+        return [entry for entry in self._entries.values() if not entry.here]
+
     def begin(self, owner: str, request_id: str, method: str, digest: str) -> None:
         """Notes that a call is about to act; on disk when it returns.
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "/var/lib/sevd/audit.jsonl"
 """Where the daemon keeps it if it is told nothing else."""
 
-RESULTS = ("done", "refused", "failed", "cancelled")
-"""How a call can end."""
+RESULTS = ("done", "refused", "failed", "cancelled", "unknown")
+"""How a call can end; unknown: the daemon ended first."""
 
 LINE_BYTES = 256 << 10
 """Longest line; what is longer was not written by the daemon."""

@@ -56,8 +56,8 @@ def build(parser: ArgumentParser) -> None:
         ("sev audit --follow --json", "a line of JSON for each record as it is written"),
         ("sev audit --file --verify", "whether the files are as they were written, as root"),
         notes="JSON Lines: time, sequence, run, previous, what, caller, socket, method, target, result, reason,\n"
-        "message, firmware_status, errno, request_id, validate_only, repeated, duration_ms; what does not apply is\n"
-        "left out. With --verify one object: intact, records, first, last, unchained, head, problems, notes.\n"
+        "message, firmware_status, errno, request_id, validate_only, repeated, duration_ms, began; what does not\n"
+        "apply is left out. With --verify one object: intact, records, first, last, unchained, head, problems, notes.\n"
         "Exit code: 0; with --verify 3 if something was changed.",
     )
     parser.set_defaults(run=_audit)
