@@ -243,6 +243,16 @@ def test_a_vlek_from_its_hash_stick_to_its_certificate(tmp_path: Path) -> None:
         assert set(found.table()) == {cert_table.VLEK, cert_table.ASK, cert_table.ARK}
 
 
+def test_a_host_without_snp_has_the_cek_alone(tmp_path: Path) -> None:
+    with site(tmp_path, product="naples") as found:
+        eventually(lambda: [item["what"] for item in found.items()] == ["cek"], "it is needed")
+        eventually(lambda: found.items()[0]["result"] in ("fetched", "at_hand"), "it is there")
+        done = found("platform", "export", "--out", tmp_path / "chain", "--json")
+        assert done.json()["cek"] == "host"
+        roots = found.files.devices / "roots" / "legacy-ca.cert"
+        assert sev("certs", "verify", tmp_path / "chain", "--roots", roots).code == 0
+
+
 def test_a_service_that_is_none_is_an_error_of_configuration(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sevd", "--kds", "ftp://kds", "--check-config"],

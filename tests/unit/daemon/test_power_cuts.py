@@ -241,7 +241,9 @@ CHANGES: dict[str, Callable[[Firmware], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [one if one != "a certificate" else pytest.param(one, marks=pytest.mark.long) for one in CHANGES]
+)
 def test_a_simulated_chip_is_the_old_or_the_new(tmp_path: Path, change: str) -> None:
     home = tmp_path / "work" / "simulator"
     shutil.copytree(template("genoa"), home)
