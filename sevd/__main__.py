@@ -9,10 +9,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import NoReturn
 
     from sevd.config import Settings
 
@@ -225,5 +227,19 @@ def _say(error: object, code: int) -> int:
     return code
 
 
+def entry() -> NoReturn:
+    """The command as a process. All is closed and written when `main` returns: what the interpreter would do besides
+    only keeps the next daemon waiting."""
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    with suppress(OSError):
+        sys.stdout.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

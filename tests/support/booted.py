@@ -174,7 +174,7 @@ class Booted:
         (folder / "etc/systemd/system/booted.target").write_text(_TARGET)
         (folder / "usr/local/bin").mkdir(parents=True)
         for name, module, function in (
-            ("sevd", "sevd.__main__", "main"),
+            ("sevd", "sevd.__main__", "entry"),
             ("sevd-fetch", "sevd.fetch.main", "main"),
             ("sev", "sev.cli.main", "entry"),
             ("sevd-simulator", "sevd.simulator.main", "entry"),
