@@ -28,8 +28,8 @@ def recover(audit: Audit, journal: Journal) -> int:
     if not records and not whole:
         return 0  # nothing can be told: the trail was taken away
     known = {(_owner(record), record.get("request_id")) for record in records}
-    # What began before the records that were looked at may be among those that were not.
-    since = 0.0 if whole else _seconds(records[0])
+    # What began before the records that were looked at may be among those that were not. Times of records are cut off.
+    since = 0.0 if whole else _seconds(records[0]) + 0.001
     missing = [one for one in entries if one.begun >= since and (one.owner, one.request_id) not in known]
     for one in missing:
         audit.recovered(one.owner, _facts(one))
