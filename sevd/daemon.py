@@ -32,6 +32,7 @@ from sevd.state import StateDirectory
 
 if TYPE_CHECKING:
     from sev.certs import Roots
+    from sevd.access.remote import Remote
     from sevd.remote_listening import Prepared
     from sevd.simulator.host_reader import SimulatedReader
 
@@ -61,7 +62,7 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> None:
         listeners = listening.sockets(settings, os.environ)
         for listener in listeners:
             stack.callback(listener.close)
-        remote = remote_of(settings, policy, stale=True) if any(one.kind.remote for one in listeners) else None
+        remote = remote_of(settings, policy) if any(one.kind.remote for one in listeners) else None
         notifier.status("opening the platform")
         parts = open_host(settings, state)
         stack.callback(parts.close)
@@ -88,15 +89,15 @@ def policy_of(settings: Settings) -> AccessPolicy:
     return AccessPolicy.build(users, groups, identities=settings.identities, optional=optional)
 
 
-def remote_of(settings: Settings, policy: AccessPolicy, *, stale: bool = False) -> Prepared:
-    """What remote callers are served with, checked; with `stale` also certificates that have expired.
+def remote_of(settings: Settings, policy: AccessPolicy, running: Remote | None = None) -> Prepared:
+    """What remote callers are served with, checked; `running` is what serves them already.
 
     Raises:
         UsageError: Nobody is allowed to call from elsewhere, or a file cannot be used.
     """
     from sevd import remote_listening  # a daemon without remote callers never loads TLS
 
-    return remote_listening.prepare(settings, policy, os.environ, stale=stale)
+    return remote_listening.prepare(settings, policy, os.environ, running)
 
 
 def open_host(settings: Settings, state: StateDirectory) -> HostParts:
@@ -287,7 +288,8 @@ class _Running:
         try:
             settings = self._reread()
             policy = policy_of(settings)
-            remote = None if assembly.server.gate.remote is None else remote_of(settings, policy)
+            running = assembly.server.gate.remote
+            remote = None if running is None else remote_of(settings, policy, running)
         except SevError as error:
             log.error("configuration not reloaded, the old one stays: %s", error.message)
             self._notifier.ready(f"configuration not reloaded: {error.message}")

@@ -46,8 +46,17 @@ class Prepared:
             gate.remote.reload(self.settings, self.credentials)
 
 
-def prepare(settings: Settings, policy: AccessPolicy, environ: Mapping[str, str], *, stale: bool = False) -> Prepared:
-    """Reads and checks everything that remote callers need; with `stale` also takes certificates that have expired.
+def prepare(
+    settings: Settings, policy: AccessPolicy, environ: Mapping[str, str], running: Remote | None = None
+) -> Prepared:
+    """Reads and checks everything that remote callers need.
+
+    Args:
+        settings: The configuration.
+        policy: The policy that it gives.
+        environ: The environment, for systemd's credentials.
+        running: What serves remote callers already. Files that are too old replace none of its, and are taken
+            otherwise: a change of the configuration must not wait for a certificate that has run out long ago.
 
     Raises:
         UsageError: Nobody is allowed, a file is not named, or cannot be used.
@@ -66,7 +75,7 @@ def prepare(settings: Settings, policy: AccessPolicy, environ: Mapping[str, str]
         "crl": settings.remote_crl,
     }
     files = tls_files.files_of(paths, environ)
-    credentials = tls_files.load(files, stale=stale)
+    credentials = tls_files.load(files, stale=running is None or running.reads(files))
     wanted = RemoteSettings(files, settings.remote_handshake_seconds, settings.remote_handshakes)
     return Prepared(wanted, credentials)
 

@@ -121,6 +121,10 @@ class Remote:
         """Takes a connection over that was just accepted."""
         self.handshakes.begin(listener, client, address_text(address))
 
+    def reads(self, files: TlsFiles) -> bool:
+        """Whether these are the files that it has read, and they have not changed since."""
+        return files == self._settings.files and files.stamp() == self._stamp
+
     def reload(self, settings: RemoteSettings, credentials: Credentials) -> None:
         """Takes other settings and files."""
         self._settings = settings

@@ -35,8 +35,12 @@ class TlsSocket:
         return self._tls.fileno()
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Receives what is there, as far as the buffer has room for whole records; 0 at the end."""
+        """Receives what is there, as far as the buffer has room for whole records; 0 at the end.
+
+        The buffer has room for one at least: what OpenSSL has taken from the socket makes it readable no more.
+        """
         have, room = 0, len(buffer)
+        assert room >= RECORD_BYTES
         try:
             while room - have >= RECORD_BYTES:
                 size = int(self._receive(RECORD_BYTES, buffer[have : have + RECORD_BYTES]))

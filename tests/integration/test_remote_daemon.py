@@ -196,3 +196,23 @@ def test_purposes_are_checked_both_ways(remote: RemoteDaemon) -> None:
         remote.reload()
     with sev.connect(remote.target, **remote.files(remote.client("viewer"), "viewer")) as host:
         assert host.host().product == "genoa"
+
+
+def test_a_certificate_that_has_run_out_holds_up_no_other_change(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    remote = RemoteDaemon(tmp_path)
+    remote.setup.servers.server(begins=-2 * HOUR, ends=-60).write(tmp_path / "tls", "server")
+    with remote.running(chip("genoa", tmp_path_factory)):
+        assert "it expired on" in remote.log
+        done = run(*remote.words(remote.client("viewer"), "viewer"), "host", "show")
+        assert (done.code, "has expired" in done.err) == (8, True), done.err
+        remote.configure({f"uri:{TRUST}other": "viewer"})
+        assert "not reloaded" not in remote.reload()
+        # One that replaces it must be good.
+        remote.setup.servers.server(begins=-2 * HOUR, ends=-30).write(tmp_path / "tls", "server")
+        assert "it expired on" in remote.reload()
+        remote.setup.servers.server().write(tmp_path / "tls", "server")
+        assert "not reloaded" not in remote.reload()
+        with remote.connect(remote.client("other"), "other") as host:
+            assert host.host().product == "genoa"
