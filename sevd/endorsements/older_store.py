@@ -45,15 +45,15 @@ def take_over(
     return out
 
 
-def set_aside(path: Path, why: str, report: Callable[[str], None]) -> None:
-    """Renames a file that is not what it should be, and reports it."""
+def set_aside(path: Path, why: str, report: Callable[[str], None], then: str = "import it again") -> None:
+    """Renames a file that is not what it should be, and reports it; `then` says what becomes of it."""
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
     try:
         durable.disk.rename(path, aside)
     except OSError as error:
         report(f"{path} is damaged ({why}) and cannot be renamed: {error.strerror}.")
     else:
-        report(f"{path} is damaged ({why}); it was set aside as {aside.name}: import it again.")
+        report(f"{path} is damaged ({why}); it was set aside as {aside.name}: {then}.")
 
 
 def tidy(directory: Path) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,7 +146,8 @@ class Store:
             if not self._objects.is_dir():
                 return True
         except MalformedInput as error:
-            self._set_aside(self._index, error.message, "it is made again from the certificates that are there")
+            made_again = "it is made again from the certificates that are there"
+            older_store.set_aside(self._index, error.message, self._report, made_again)
         except OSError as error:
             self._report(f"{self._index} cannot be read: {error.strerror}.")
         self._entries = self._made_again(products)
@@ -209,16 +209,8 @@ class Store:
     def _drop(self, name: str, why: str) -> None:
         entry = self._entries.pop(name)
         if entry.digest not in self._named():
-            self._set_aside(self._objects / entry.digest, f"the {name}: {why}", "import it again, or have it fetched")
-
-    def _set_aside(self, path: Path, why: str, then: str) -> None:
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-        try:
-            durable.disk.rename(path, aside)
-        except OSError as error:
-            self._report(f"{path} is damaged ({why}) and cannot be renamed: {error.strerror}.")
-        else:
-            self._report(f"{path} is damaged ({why}); it was set aside as {aside.name}: {then}.")
+            path, then = self._objects / entry.digest, "import it again, or have it fetched"
+            older_store.set_aside(path, f"the {name}: {why}", self._report, then)
 
     def _make_room(self, new: Collection[str]) -> None:
         """Forgets the oldest leaves beyond the bound."""
