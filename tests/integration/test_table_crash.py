@@ -34,8 +34,8 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_command_leaves_an_empty_tabl
             snp = host.snp_status().reported_tcb.snp
             assert snp
             assert judged(host.guest_report(guest_id, NONCE).report, table.read_bytes(), NONCE, trusted)[0] == "vcek"
-            with ControlClient.connect(files.devices / "control.sock") as control:
-                control.fault("SNP_CONFIG:delay=1.5:times=1")
+            control = ControlClient.connect(files.devices / "control.sock")
+            control.fault("SNP_CONFIG:delay=1.5:times=1")
             failed: list[SevError] = []
 
             def change() -> None:
@@ -48,9 +48,11 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_command_leaves_an_empty_tabl
             changing = threading.Thread(target=change)
             changing.start()
             until = time.monotonic() + 10
-            while table.read_bytes() != EMPTY:
+            while control.call("faults")["faults"]:  # until the command is under way
                 assert time.monotonic() < until
                 time.sleep(0.01)
+            assert table.read_bytes() == EMPTY
+            control.close()
             daemon.process.kill()
             daemon.process.wait()
             # The firmware goes on with the command, and the lock went with the daemon: what a guest gets fits.
