@@ -145,16 +145,18 @@ def test_watchers_outlive_a_crash_and_miss_nothing_that_was_asked(
         events = Watcher(daemon, tmp_path, "events", "--last", "9", "--json")
         audit = Watcher(daemon, tmp_path, "audit", "--follow", "--json")
         files = Watcher(daemon, tmp_path, "audit", "-f", "--file", str(folder / "state" / "audit.jsonl"))
-        watchers = [events, audit, files]
+        guests = Watcher(daemon, tmp_path, "guest", "watch", "--json")
+        watchers = [events, audit, files, guests]
         try:
             for one in (events, audit):
                 one.until(lambda text: text.count("\n") == 1)
             on(daemon, "snp", "config", "reset")
             for one in (events, audit):
                 one.until(lambda text: text.count("\n") == 2)
+            guests.until(lambda text: "SIMULATED" in text, err=True)  # it has asked once
             daemon.process.kill()
             daemon.process.wait()
-            for one in (events, audit):
+            for one in (events, audit, guests):
                 one.until(lambda text: "the daemon is gone" in text, err=True)
             with running(folder, "--simulate=genoa") as again:
                 on(again, "snp", "config", "reset")
@@ -163,14 +165,15 @@ def test_watchers_outlive_a_crash_and_miss_nothing_that_was_asked(
                 assert [one["sequence"] for one in lines(told)] == [1, 2, 3]
                 assert [one["sequence"] for one in lines(heard)] == [1, 2, 1], "events are counted from a start"
                 assert on(again, "audit", "--verify").code == 0, "the chain goes on over the crash"
-                for one in (events, audit):
-                    assert "connected again" in one.err.read_text()
+                for one in (events, audit, guests):
+                    one.until(lambda text: "connected again" in text, err=True)
                 assert events.interrupt() == 130
                 assert lines(events.out.read_text())[-1] == {
                     "error": {"kind": "interrupted", "message": "interrupted", "remedy": ""}
                 }
             assert audit.interrupt() == 130, "also while it waits for the daemon"
             assert files.interrupt() == 130
+            assert guests.interrupt() == 130
             assert "Traceback" not in "".join(one.err.read_text() for one in watchers)
         finally:
             for one in watchers:
