@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _TCB = slice(0x190, 0x198)
 """TCB_VERSION in a wrapped hash stick."""
 
+FORMAT = 1
+"""Format number of the file."""
+
 _FILE_BYTES = 4096
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -108,6 +111,7 @@ class VlekMemory:
 
     def _document(self, known: VlekView) -> dict[str, object]:
         return {
+            "format": FORMAT,
             "boot_id": self._boot,
             "product": known.tcb.product.name,
             "tcb": f"{known.tcb.raw:016x}",
@@ -121,6 +125,8 @@ class VlekMemory:
         try:
             with self._path.open("rb") as file:
                 document = json.loads(file.read(_FILE_BYTES))
+            if document["format"] != FORMAT:
+                raise ValueError(f"format {document['format']!r:.20}, expected {FORMAT}")
             if document["boot_id"] != self._boot or document["product"] != product.name:
                 return None
             at = document["loaded_at"]

@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 5.0
 CLIENTS = (("sync", PYTHON), ("aio", PYTHON), ("sync", PYTHON), ("aio", PYTHON))
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.long)])
 def test_twenty_clients_lose_no_call_through_restarts_and_crashes(booted: Booted, rounds: int) -> None:
     for system in prepared(booted, plain_user=False):
         with crowd(system, *CLIENTS) as clients:
