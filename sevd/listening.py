@@ -16,6 +16,7 @@ from sevd.access.listeners import (
     METRICS,
     MONITOR,
     MTLS,
+    REMOTE_BACKLOG,
     Kind,
     Listener,
     bind,
@@ -65,7 +66,10 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
 
 def _with_remote(listeners: list[Listener], settings: Settings) -> list[Listener]:
     """The listeners, and that of remote callers: passed, configured, or none. Raises UsageError as `sockets`."""
-    if not settings.remote_listen or any(one.kind is MTLS for one in listeners):
+    given = next((one for one in listeners if one.kind is MTLS), None)
+    if given is not None:
+        given.socket.listen(REMOTE_BACKLOG)
+    if given is not None or not settings.remote_listen:
         return listeners
     # Loaded where there are remote callers alone.
     from sevd import remote_listening

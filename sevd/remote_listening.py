@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sev.errors import UsageError
 from sev.records import record
 from sevd.access import tls_files
-from sevd.access.listeners import BACKLOG, MTLS, Listener
+from sevd.access.listeners import MTLS, REMOTE_BACKLOG, Listener
 from sevd.access.remote import Remote, RemoteSettings
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def listen(address: str) -> Listener:
         if host in ("", "*"):
             family, where = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
             listener = socket.create_server(
-                (where, int(number)), family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6
+                (where, int(number)), family=family, backlog=REMOTE_BACKLOG, dualstack_ipv6=family == socket.AF_INET6
             )
         else:
             found = socket.getaddrinfo(host, int(number), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)
+            listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=REMOTE_BACKLOG)
     except OSError as error:
         raise _bad(address, os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)) from None
     listener.setblocking(False)

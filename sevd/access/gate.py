@@ -100,7 +100,7 @@ class Gate:
         """`backend` is the path on which the private gRPC server listens."""
         self._backend = backend
         self._policy = policy
-        self._audit = audit
+        self.audit = audit
         self._limits = limits or GateLimits()
         self._loop = asyncio.get_running_loop()
         self._token = secrets.token_hex(16)
@@ -121,11 +121,6 @@ class Gate:
         """Who takes connections from other machines; None: there is no listener for them."""
 
     @property
-    def audit(self) -> Audit:
-        """Where refusals are recorded."""
-        return self._audit
-
-    @property
     def policy(self) -> AccessPolicy:
         """The policy that holds now."""
         return self._policy
@@ -134,8 +129,6 @@ class Gate:
         """Starts to accept."""
         for listener in listeners:
             self._listeners.append(listener)
-            if listener.kind.remote and self.remote is not None:
-                self.remote.open(listener)
             self._loop.add_reader(listener.socket.fileno(), self._accept, listener)
 
     def stop_accepting(self) -> None:
@@ -207,7 +200,7 @@ class Gate:
                 return
             if self._crowds and not listener.kind.remote and self._crowded(client):
                 client.close()
-                self._audit.count_refused(listener.kind.name, LimitReached.reason)
+                self.audit.count_refused(listener.kind.name, LimitReached.reason)
                 patience = CROWD_SECONDS
                 continue
             client.setblocking(False)
@@ -255,9 +248,9 @@ class Gate:
     def _refuse(self, listener: Listener, owner: str, peer: Peer | None, error: SevError) -> NoReturn:
         """Records a refusal, as one of so many, and raises it."""
         if self.refusals.record(owner, error.reason):
-            self._audit.connection_refused(listener.kind.name, peer, error)
+            self.audit.connection_refused(listener.kind.name, peer, error)
         else:
-            self._audit.count_refused(listener.kind.name, error.reason)
+            self.audit.count_refused(listener.kind.name, error.reason)
         raise error
 
     def _crowded(self, client: socket.socket) -> bool:
@@ -282,7 +275,7 @@ class Gate:
     def _left_out(self, owner: str, reason: str, count: int) -> None:
         error = NotPermitted(f"{count} more refusals of {owner or 'others'} for {reason} were not recorded one by one")
         error.reason = "NOT_RECORDED"
-        self._audit.connection_refused("", None, error)
+        self.audit.connection_refused("", None, error)
 
     def enter(self, listener: Listener, client: End, peer: Peer | RemotePeer, caller: Caller) -> str:
         """Joins a connection whose caller is known to the server, and takes it over; its name among `connections`.

@@ -27,6 +27,9 @@ MAX_PATH_BYTES = 107
 BACKLOG = 4096
 """Connections that may wait for accept; the kernel cuts it to net.core.somaxconn."""
 
+REMOTE_BACKLOG = 128
+"""The same of strangers: a flood of them is the kernel's to drop, and not the daemon's to serve."""
+
 FIRST_FD = 3
 """The first descriptor that systemd passes (sd_listen_fds(3))."""
 

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 5.0
 """How often files are looked at, and certificates that have ended, when nobody connects."""
 
-BACKLOG = 128
-"""Connections that may wait at a listener."""
-
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A client whose machine is gone is noticed after two minutes."""
 
@@ -112,10 +109,6 @@ class Remote:
         self._stamp = settings.files.stamp()
         self._renewing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = self._loop.create_task(self._look())
-
-    def open(self, listener: Listener) -> None:
-        """Before a listener accepts: few wait at it, so that a flood is the kernel's to drop and not ours to serve."""
-        listener.socket.listen(BACKLOG)
 
     def begin(self, listener: Listener, client: socket.socket, address: object) -> None:
         """Takes a connection over that was just accepted."""
