@@ -285,6 +285,8 @@ class Endorsements:
         )
         await asyncio.to_thread(self._store.keep, *stored)
         self._kept.update((each.name, each) for each in stored)
+        for name in set(self._kept) - self._store.names():  # forgotten, to make room
+            del self._kept[name]
 
     def mark_stale(self, error: SevError) -> None:
         """The table could not be made to fit: says so, once until it was."""

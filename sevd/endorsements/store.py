@@ -133,6 +133,10 @@ class Store:
                 if not isinstance(error, FileNotFoundError):
                     self._report(f"{self._objects / digest} cannot be removed: {error.strerror}.")
 
+    def names(self) -> frozenset[str]:
+        """What there is."""
+        return frozenset(self._entries)
+
     def _write_index(self) -> None:
         durable.make_directories(self._directory, 0o755)
         index.write(self._index, self._entries)

@@ -214,6 +214,21 @@ async def test_damaged_files_are_set_aside_and_said(tmp_path: Path, damage: str)
     assert (await Kept(tmp_path).opened()).told == []
 
 
+async def test_other_tcbs_are_forgotten_and_the_own_one_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sevd.endorsements.store.LEAVES_MAX", 2)
+    kept = await Kept(tmp_path).opened()
+    await kept.it.import_([CHAIN, VCEK])
+    for level in (1, 2, 3):
+        kept.now += timedelta(minutes=1)
+        await kept.it.import_([GENOA.leaf(ext={"levels": {"snp": level}})])
+    assert K.VCEK in kinds(kept.it.current())
+    await kept.it.renew(identity(snp=3))
+    assert K.VCEK in kinds(kept.it.current())
+    await kept.it.renew(identity(snp=1))
+    assert K.VCEK not in kinds(kept.it.current())
+    assert len(kept.files()) == 5
+
+
 async def test_what_was_taken_and_until_when_is_told(tmp_path: Path) -> None:
     kept = await Kept(tmp_path).opened()
     await kept.it.import_([CHAIN, VCEK, CRL])
