@@ -57,6 +57,9 @@ class Account:
         paid_at: When it was last reckoned up.
         begun: Calls that were passed to the server.
         arrived: Calls that have come to their handlers.
+        received: Bytes of messages that were passed to the server.
+        delivered: Bytes of messages that have come to their handlers.
+        grown_from: Memory of the process when it began to be watched (sevd.access.fullness).
         seen: How many had when it was last looked at.
         seen_at: When that changed.
     """
@@ -69,6 +72,9 @@ class Account:
     paid_at: float = 0.0
     begun: int = 0
     arrived: int = 0
+    received: int = 0
+    delivered: int = 0
+    grown_from: int = 0
     seen: int = 0
     seen_at: float = 0.0
 

@@ -35,17 +35,20 @@ class Frames:
     """Reads along what one connection sends after its preface.
 
     Attributes:
+        data: Bytes of messages.
         calls: Calls begun.
         frames: Frames begun.
     """
 
-    __slots__ = ("_head", "_last", "_left", "_rate", "calls", "frames")
+    __slots__ = ("_data", "_head", "_last", "_left", "_rate", "calls", "data", "frames")
 
     def __init__(self) -> None:
         self._head = b""
         self._left = 0
         self._rate = BYTE_SECONDS
         self._last = 0
+        self._data = False
+        self.data = 0
         self.calls = 0
         self.frames = 0
 
@@ -70,6 +73,8 @@ class Frames:
                 left -= step
                 at += step
                 cost += step * self._rate
+                if self._data:
+                    self.data += step
                 continue
             if (cost >= allowance or self.calls >= calls) and not self._head:
                 break
@@ -88,6 +93,7 @@ class Frames:
             self.frames += 1
             cost += FRAME_SECONDS
             self._rate = BYTE_SECONDS
+            self._data = kind == DATA
             if kind == HEADERS:
                 self._rate = BLOCK_BYTE_SECONDS
                 stream &= 0x7FFFFFFF

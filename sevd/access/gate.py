@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sev.errors import LimitReached, NotPermitted, SevError
 from sev.records import mutable_record
-from sevd.access.accounts import Account, Accounts, GateLimits
+from sevd.access.accounts import Account, Accounts, CallLimits, GateLimits, reached
+from sevd.access.crowds import Crowds
+from sevd.access.fullness import too_full
 from sevd.access.greeting import Greeting
 from sevd.access.identity import Caller
 from sevd.access.inbound import Inbound
 from sevd.access.listeners import Listener
-from sevd.access.peer import Peer, peer_of, uid_of
+from sevd.access.peer import Peer, peer_of
 from sevd.access.policy import AccessPolicy
 from sevd.access.refusals import Refusals
 from sevd.access.relay import End, Relay
@@ -46,6 +48,12 @@ ACCEPT_SECONDS = 0.001
 CROWD_SECONDS, CROWD_PAUSE_SECONDS = 0.0003, 0.005
 """The same where some are refused as too many, and where strangers connect, and the pause after it: what waits in the
 backlog is only late."""
+
+LEAST_WATCHED = 1 << 20
+"""Bytes of an identity that may wait for the rest of their messages unseen."""
+
+LEAST_FULL = 32 << 20
+"""Bytes that may wait whatever the limit: what a few uploads send ahead."""
 
 DIAL_SECONDS = 2.0
 """How long a caller waits for the server's own queue to have room."""
@@ -110,7 +118,9 @@ class Gate:
         """What each identity uses."""
         self.refusals = Refusals(self._left_out)
         """Which refusals are recorded one by one."""
-        self._crowds: dict[int, int] = {}
+        self._crowds = Crowds(self.accounts, self.refusals)
+        self.bytes_in_flight = CallLimits().bytes_in_flight
+        """Bytes of messages of one identity that may wait to become whole."""
         self.turns = Turns()
         """Whose turn it is."""
         self._empty = asyncio.Event()
@@ -198,7 +208,7 @@ class Gate:
             except OSError as error:
                 self._pause(listener, error)
                 return
-            if self._crowds and not listener.kind.remote and self._crowded(client):
+            if not listener.kind.remote and self._crowds.full(client, units=bool(self._policy.units)):
                 client.close()
                 self.audit.count_refused(listener.kind.name, LimitReached.reason)
                 patience = CROWD_SECONDS
@@ -241,8 +251,7 @@ class Gate:
             self.enter(listener, client, peer, self._caller(listener, peer))
         except SevError as error:
             peer.close()
-            if error.metadata.get("limit") == "connections_per_identity":
-                self._crowds[peer.uid] = int(error.metadata["value"])
+            self._crowds.note(peer.uid, error)
             self._refuse(listener, f"uid:{peer.uid}", peer, error)
 
     def _refuse(self, listener: Listener, owner: str, peer: Peer | None, error: SevError) -> NoReturn:
@@ -252,25 +261,6 @@ class Gate:
         else:
             self.audit.count_refused(listener.kind.name, error.reason)
         raise error
-
-    def _crowded(self, client: socket.socket) -> bool:
-        """Whether this user has as many connections as he may have, and the next refusal would not be recorded.
-
-        Then nothing needs to be found out about another one. Where units have rules a user may be several identities,
-        and each is looked at.
-        """
-        try:
-            uid = uid_of(client)
-        except OSError:
-            return False
-        most, owner = self._crowds.get(uid), f"uid:{uid}"
-        if most is None:
-            return False
-        account = self.accounts.get(owner)
-        if account is None or account.connections < most or self._policy.units:
-            del self._crowds[uid]
-            return False
-        return not self.refusals.recorded(owner, LimitReached.reason)
 
     def _left_out(self, owner: str, reason: str, count: int) -> None:
         error = NotPermitted(f"{count} more refusals of {owner or 'others'} for {reason} were not recorded one by one")
@@ -333,13 +323,34 @@ class Gate:
             self._ended(connection)
             return
 
+        def received() -> None:
+            account = connection.account
+            if account.received - account.delivered >= LEAST_WATCHED:
+                most = max(connection.caller.limits.bytes_in_flight or self.bytes_in_flight, LEAST_FULL)
+                if too_full(account, most):
+                    self._loop.call_soon(self._empty_out, account, most)
+
         def inbound(relay: Relay) -> Inbound:
-            return Inbound(self._loop, client, server, relay, first=first, turns=self.turns, holder=connection)
+            return Inbound(
+                self._loop, client, server, relay, first=first, turns=self.turns, holder=connection, received=received
+            )
 
         # An end while it is made finds the connection as it was.
         relay = Relay(self._loop, client, server, lambda: self._ended(connection), inbound)
         if connection.name in self.connections:
             connection.relay = relay
+
+    def _empty_out(self, account: Account, most: int) -> None:
+        """Ends the connections of an identity whose messages fill the memory and never become whole."""
+        error = reached(
+            "bytes_in_flight", most, f"{account.owner} has too many messages that are not whole", "Send what was begun."
+        )
+        for connection in list(self.connections.values()):
+            if connection.account is account and connection.relay is not None:
+                peer = connection.peer if isinstance(connection.peer, Peer) else None
+                if self.refusals.record(account.owner, error.reason):
+                    self.audit.connection_refused(connection.listener.kind.name, peer, error)
+                connection.relay.close()
 
     def _caller(self, listener: Listener, peer: Peer) -> Caller:
         caller = self._policy.caller(peer, floor=listener.kind.floor, ceiling=listener.kind.ceiling)

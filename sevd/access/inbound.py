@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from sevd.access.frames import PREFACE, Frames
@@ -34,8 +35,8 @@ class Inbound:
     """From a caller to the server."""
 
     __slots__ = (
-        "_bulk", "_cleared", "_frames", "_holder", "_loop", "_pending", "_reading", "_receive", "_relay", "_send",
-        "_source", "_target", "_timer", "_turns", "_writing", "ended",
+        "_bulk", "_cleared", "_frames", "_holder", "_loop", "_pending", "_reading", "_receive", "_received", "_relay",
+        "_send", "_source", "_target", "_timer", "_turns", "_writing", "ended",
     )  # fmt: skip
 
     def __init__(
@@ -48,8 +49,13 @@ class Inbound:
         first: bytes,
         turns: Turns,
         holder: Holder,
+        received: Callable[[], None] = lambda: None,
     ) -> None:
-        """`first` is what the caller has sent already: the preface of HTTP/2 and what came with it."""
+        """`first` is what the caller has sent already: the preface of HTTP/2 and what came with it.
+
+        `received` is called after bytes of messages were counted.
+        """
+        self._received = received
         self._loop = loop
         self._source = source
         self._target = target
@@ -111,9 +117,13 @@ class Inbound:
     def _clear(self, data: memoryview, allowance: tuple[float, int]) -> int:
         """How much of it may go on now."""
         frames, turns = self._frames, self._turns
-        before = frames.calls
+        calls, received = frames.calls, frames.data
         cleared, cost = frames.read(data, *allowance, turns.call_seconds)
-        turns.charge(self._holder.account, cost + EVENT_SECONDS, frames.calls - before)
+        account = self._holder.account
+        turns.charge(account, cost + EVENT_SECONDS, frames.calls - calls)
+        if frames.data > received:
+            account.received += frames.data - received
+            self._received()
         return cleared
 
     def _go_on(self) -> None:

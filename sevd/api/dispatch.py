@@ -29,7 +29,7 @@ from sevd.access.gate import Connection
 from sevd.access.identity import Caller
 from sevd.api.foreign import Foreign
 from sevd.api.frame import Frame
-from sevd.api.receiving import Messages, held, request_of
+from sevd.api.receiving import PREFIX_BYTES, Messages, held, request_of
 from sevd.api.rules import Method, UndeclaredMethod, methods_of
 from sevd.api.trace import Context, Trace, begin
 
@@ -119,6 +119,7 @@ def _fast(
             connection.calls -= 1
             connection.account.calls -= 1
         if raw == b"":
+            connection.account.delivered += PREFIX_BYTES
             answer = cached(attribute)
             if answer is not None:
                 count[0] += 1

