@@ -28,7 +28,7 @@ from tests.support.simulated import template
 WORLD = World()
 ARK, ASK, VCEK, CRL = WORLD.authority("ark"), WORLD.authority("ask"), WORLD.leaf(), WORLD.crl()
 NEWER = WORLD.crl(this_update=datetime(2026, 8, 24, tzinfo=UTC))
-OLDER = Path(__file__).resolve().parents[2] / "golden" / "endorsements-0.1"
+OLDER = Path(__file__).resolve().parents[2] / "goldens" / "endorsements-0.1"
 Contents = dict[str, bytes]
 
 

@@ -24,7 +24,7 @@ from tests.support.simulated import simulated_host
 
 GENOA, TURIN = World(), World(products.TURIN)
 ARK, ASK, VCEK, CRL = GENOA.authority("ark"), GENOA.authority("ask"), GENOA.leaf(), GENOA.crl()
-OLDER = Path(__file__).resolve().parents[2] / "golden" / "endorsements-0.1"
+OLDER = Path(__file__).resolve().parents[2] / "goldens" / "endorsements-0.1"
 
 
 def kept(der: bytes, product: products.Product = products.GENOA, *, crl: bool = False, **facts: Any) -> Stored:
