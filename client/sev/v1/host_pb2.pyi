@@ -536,7 +536,7 @@ class ReadAuditRequest(google.protobuf.message.Message):
     caller: builtins.str
     """The owner ("uid:1000"), the systemd unit, the uid, or a name in the certificate."""
     result: builtins.str
-    """How the call ended: "done", "refused", "failed" or "cancelled"."""
+    """How the call ended: "done", "refused", "failed", "cancelled" or "unknown"."""
     call_id: builtins.str
     """The id of the call, or what stands in it before a dot."""
     target: builtins.str
