@@ -105,6 +105,16 @@ def test_nothing_secret_is_in_it(busy: Daemon, tmp_path: Path, names: bool, monk
     assert any(one["name"].endswith(".key") for one in json.loads(found["state.json"]))
 
 
+def test_neither_the_log_nor_the_trail_has_them(busy: Daemon) -> None:
+    state = busy.folder / "state"
+    written = busy.log.encode() + (state / "audit.jsonl").read_bytes()
+    assert b"GuestService/CreateGuest" in written
+    for secret in secrets(state):
+        assert secret not in written, secret
+    for content in (LABEL.encode(), b"c0ffeeabab"):
+        assert content not in written
+
+
 def test_what_would_be_packed_can_be_read_before(busy: Daemon) -> None:
     document = sev("--socket", busy.socket, "doctor", "--json").json()
     assert document["out"] is None
