@@ -243,6 +243,7 @@ class _Running:
         self._reread = reread
         self._notifier = notifier
         self._stop: asyncio.Event | None = None
+        self._complaint = ""
 
     async def serve(
         self,
@@ -292,7 +293,8 @@ class _Running:
             remote = None if running is None else remote_of(settings, policy, running)
         except SevError as error:
             log.error("configuration not reloaded, the old one stays: %s", error.message)
-            self._notifier.ready(f"configuration not reloaded: {error.message}")
+            self._complaint = f"; configuration not reloaded: {error.message}"
+            self._notifier.ready(assembly.status() + self._complaint)
             return
         applied, waiting = config.changed(self._settings, settings)
         logs.set_level(settings.log_level)
@@ -303,7 +305,8 @@ class _Running:
         log.info("configuration reloaded applied=%s", ",".join(applied) or "nothing")
         if waiting:
             log.warning("these settings take a restart: %s", ", ".join(waiting))
-        self._notifier.ready(assembly.status())
+        self._complaint = f"; these settings take a restart: {', '.join(waiting)}" if waiting else ""
+        self._notifier.ready(assembly.status() + self._complaint)
 
     async def _pulse(self, assembly: Assembly) -> None:
         """Feeds the watchdog as long as the device worker makes progress: a hung firmware command is seen."""
@@ -313,7 +316,7 @@ class _Running:
             stuck = time.monotonic() - assembly.scheduler.progress
             if patience is None or stuck < patience / 2:
                 self._notifier.alive()
-                self._notifier.status(assembly.status())
+                self._notifier.status(assembly.status() + self._complaint)
             else:
                 log.error("the device worker has made no progress for %.1f s", stuck)
                 self._notifier.status(f"a firmware command has been running for {stuck:.0f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 from tests.support.booted import Booted
@@ -90,17 +91,27 @@ def test_a_wrong_configuration_is_final_and_said(as_root: Booted) -> None:
 
 
 def test_a_reload_with_an_error_changes_nothing_and_status_says_so(as_root: Booted) -> None:
+    as_root.write("/etc/systemd/system/sevd.service.d/often.conf", "[Service]\nWatchdogSec=2\n")
+    as_root.run("systemctl", "daemon-reload")
     as_root.run("systemctl", "start", "sevd.service")
     before = main_pid(as_root)
     configure(as_root, SIMULATED + '[access]\nlauncher_groups = ["no-such-group"]\n')
     as_root.run("systemctl", "reload", "sevd.service")
     wait_for(lambda: "not reloaded" in as_root.show("sevd.service", "StatusText"), "the status line says it")
+    time.sleep(1.2)  # and goes on saying it, when it is renewed
+    assert re.search(
+        "SIMULATED.*; configuration not reloaded: .*no-such-group", as_root.show("sevd.service", "StatusText")
+    )
     as_root.run("sev", "host", "show", user="member")
     configure(as_root, SIMULATED + "[access]\nlauncher_groups = []\n")
     as_root.run("systemctl", "reload", "sevd.service")
-    wait_for(lambda: "SIMULATED" in as_root.show("sevd.service", "StatusText"), "the good one was taken")
+    wait_for(lambda: "not reloaded" not in as_root.show("sevd.service", "StatusText"), "the good one was taken")
     assert as_root.run("sev", "host", "show", user="member", check=False).returncode == 7
+    configure(as_root, SIMULATED + "[daemon]\ndrain_seconds = 3\n")
+    as_root.run("systemctl", "reload", "sevd.service")
+    wait_for(lambda: "take a restart: daemon.drain_seconds" in as_root.show("sevd.service", "StatusText"), "it is said")
     assert main_pid(as_root) == before
+    as_root.run("rm", "/etc/systemd/system/sevd.service.d/often.conf")
 
 
 def test_a_device_that_appears_has_the_daemon_started_anew(as_root: Booted) -> None:

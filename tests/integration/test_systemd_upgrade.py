@@ -123,6 +123,7 @@ def test_an_upgrade_loses_no_call_no_guest_no_certificate_and_no_record(system: 
     assert clients.failed == []
     assert clients.longest("upgrade") < PATIENCE_SECONDS
     assert clients.longest("kill -9") < PATIENCE_SECONDS
+    assert outside(system, f"{INSTALLED}/bin/sevd-fetch").exists()
     assert guests(system) == before
     assert {one for one in workers(system) if holds_a_vm(system, one)} == kept
     system.run("sev", "certs", "export", "--out", "/after")
