@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from sev.errors import NotPermitted, SevError
+from sev.errors import MalformedInput, NotPermitted, SevError
 from sevd.access.gate import Connection
 from sevd.api.frame import Frame
+from sevd.api.receiving import Messages, request_of
 from sevd.api.rules import FOREIGN, LOCAL
-from sevd.api.trace import Context, begin
+from sevd.api.trace import Context, Trace, begin
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
@@ -143,25 +144,53 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
         await context.abort(lost.code, lost.message, lost.trailer)
         raise AssertionError("abort raises")
 
-    async def guarded(request: Any, context: Context) -> Any:
+    def decoded(raw: bytes) -> Any:
+        try:
+            return handler.request_deserializer(raw)
+        except Exception:
+            raise MalformedInput(f"the request is none of {name}", remedy="Use the published protos.") from None
+
+    async def refuse(context: Context, connection: Connection, error: SevError) -> None:
+        trace = Trace(name, stream=True)
+        lost = frame.failed(error, name, trace)
+        frame.record(connection, trace, mutating=False)
+        await context.abort(lost.code, lost.message, lost.trailer)
+
+    async def requests(context: Context, connection: Connection) -> AsyncIterator[Any]:
+        with contextlib.closing(Messages(context, connection, frame.limits, endless=True)) as messages:
+            try:
+                async for raw in messages:
+                    yield decoded(raw)
+            except SevError as error:
+                await refuse(context, connection, error)
+
+    async def received(context: Context, connection: Connection) -> Any:
+        """What the handler takes: one request, or all that come."""
+        if handler.request_streaming:
+            return requests(context, connection)
+        try:
+            return decoded(await request_of(context))
+        except SevError as error:
+            await refuse(context, connection, error)
+
+    async def guarded(unused: object, context: Context) -> Any:
         connection = await enter(context)
         with _counted(frame, connection, path):
+            request = await received(context, connection)
             if before is not None:
                 await before()
             return await inner(request, context)
 
-    async def guarded_stream(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def guarded_stream(unused: object, context: Context) -> AsyncIterator[Any]:
         connection = await enter(context)
         with _counted(frame, connection, path):
-            async for message in inner(request, context):
+            async for message in inner(await received(context, connection), context):
                 yield message
 
     behaviour: Any = guarded_stream if inspect.isasyncgenfunction(inner) else guarded
-    make: Any = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    guarded_handler: Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
+    # See sevd.api.receiving for why each method takes a stream.
+    make: Any = (
+        grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    )
+    guarded_handler: Handler = make(behaviour, response_serializer=handler.response_serializer)
     return guarded_handler

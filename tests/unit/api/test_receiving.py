@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from sev.v1 import guest_pb2, host_pb2
 from sevd.access.accounts import GateLimits
 from sevd.api import receiving
+from sevd.api.rules import FOREIGN
 from sevd.api.server import Server, ServerLimits
 from tests.support.serving import by_name, call_on, details, serving
 
@@ -49,13 +50,13 @@ def limit_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
     return metadata["limit"], metadata["value"]
 
 
-@pytest.mark.parametrize("method", [HOST, GET, WATCH, LOAD, RUN], ids=lambda one: one.name)
-async def test_a_request_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+@pytest.mark.parametrize("path", [*(one.path for one in (HOST, GET, WATCH, LOAD, RUN)), *FOREIGN])
+async def test_a_request_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(receiving, "REQUEST_SECONDS", 0.2)
     behaviours = {"load_guest_memory": uploading}
     async with serving(tmp_path, behaviours=behaviours) as (server, target), connect(target) as channel:
         # As a stream: the headers go out and no message follows.
-        silent: Any = channel.stream_stream(method.path)(timeout=10)
+        silent: Any = channel.stream_stream(path)(timeout=10)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await silent.read()
         assert limit_of(caught.value) == ("request_seconds", "0")
