@@ -68,8 +68,9 @@ class Work:
         try:
             return await job.done()
         except asyncio.CancelledError:
-            if not job.future.cancelled():
-                raise
+            task = asyncio.current_task()
+            if not job.future.cancelled() or (task is not None and task.cancelling()):
+                raise  # whoever waits was cancelled, and not the job alone
             self.check()
             raise NotNow("the daemon is stopping", remedy="Try again when it runs again.") from None
         except SevError:

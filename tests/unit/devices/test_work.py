@@ -90,3 +90,17 @@ async def test_what_gives_back_is_taken_however_full_the_queue_is() -> None:
     await blocking.done()
     assert await given_back.done() == 2
     scheduler.close()
+
+
+async def test_a_cancelled_waiter_is_cancelled_and_not_told_that_the_daemon_stops() -> None:
+    scheduler = Scheduler()
+    go = threading.Event()
+    blocker = scheduler.submit("a/1", go.wait)
+    waiting = asyncio.ensure_future(Work(scheduler, "platform").do(lambda: None))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    go.set()
+    await blocker.done()
+    scheduler.close()
