@@ -293,6 +293,7 @@ def _read(name: str, path: Path, limit: int, *, secret: bool = False, credential
                 raise _bad(name, path, "it is no regular file")
             if secret:
                 _check_private(path, found, credentials)
+            _check_owner(name, path, found)
             data = file.read(limit + 1)
     except OSError as error:
         raise _bad(name, path, os.strerror(error.errno or 0)) from None
@@ -301,9 +302,16 @@ def _read(name: str, path: Path, limit: int, *, secret: bool = False, credential
     return data
 
 
-def _check_private(path: Path, found: os.stat_result, credentials: Path | None) -> None:
+def _check_owner(name: str, path: Path, found: os.stat_result) -> None:
+    """Who can write any of them decides who gets in."""
     if found.st_uid not in (0, os.geteuid()):
-        raise _bad("key", path, f"it belongs to uid {found.st_uid}", "It must be root's or the daemon's own.")
+        raise _bad(name, path, f"it belongs to uid {found.st_uid}", "It must be root's or the daemon's own.")
+    if found.st_mode & 0o022:
+        mode = stat.S_IMODE(found.st_mode)
+        raise _bad(name, path, f"others than its owner may write it (mode {mode:04o})", f"chmod go-w {path}")
+
+
+def _check_private(path: Path, found: os.stat_result, credentials: Path | None) -> None:
     # For a service with User= systemd gives access by an ACL, whose mask shows as the group's bits.
     others = 0o037 if credentials is not None and path.parent == credentials else 0o077
     if found.st_mode & others:

@@ -13,6 +13,7 @@ from sev.errors import UsageError
 from sevd.access import tls_files
 from sevd.access.tls_files import TlsFiles, files_of, load
 from tests.support.authority import CLIENT, HOUR, Authority, key_pem, place
+from tests.support.needs import need_root
 
 CA = Authority("clients")
 SERVERS = Authority("servers")
@@ -99,6 +100,12 @@ WRONG: dict[str, tuple[str, Callable[[TlsFiles], object], str]] = {
     "an encrypted key": ("key", encrypted, "is encrypted"),
     "a key for everybody": ("key", lambda files: files.key.chmod(0o644), r"mode 0644"),
     "a key for the group": ("key", lambda files: files.key.chmod(0o640), r"mode 0640"),
+    "authorities that the group may write": ("client_ca", lambda files: files.client_ca.chmod(0o664), "mode 0664"),
+    "a certificate that everybody may write": (
+        "certificate",
+        lambda files: files.certificate.chmod(0o646),
+        "mode 0646",
+    ),
     "no key": ("key", lambda files: place(files.key, b"hello"), "no certificate and key that go together"),
     "a file too large": ("key", lambda files: place(files.key, bytes(2 << 20)), "larger than"),
     "a directory": ("client_ca", directory, "Is a directory"),
@@ -147,13 +154,14 @@ def test_an_authority_without_a_list_is_told(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in load(files).warnings()] == ["remote.crl has no list of CN=servers"]
 
 
-def test_a_key_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to give a file away")
+@pytest.mark.parametrize("name", ["key", "client_ca", "crl"])
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, name: str) -> None:
+    need_root()
     files = written(tmp_path)
-    os.chown(files.key, 1234, -1)
-    with pytest.raises(UsageError, match="belongs to uid 1234"):
+    os.chown(getattr(files, name), 1234, -1)
+    with pytest.raises(UsageError, match="belongs to uid 1234") as caught:
         load(files)
+    assert caught.value.field == f"remote.{name}"
 
 
 def test_the_stamp_follows_every_file(tmp_path: Path) -> None:
