@@ -170,6 +170,7 @@ class Assembly:
                 endorsements=self._platforms.endorsements.current,
                 connections=self._by_socket,
                 calls=self._calls_in_flight,
+                remote=self._remote_ends,
             )
         )
         self._metrics: MetricsServer | None = None
@@ -335,6 +336,10 @@ class Assembly:
 
     def _calls_in_flight(self) -> int:
         return self.server.frame.in_flight
+
+    def _remote_ends(self) -> Mapping[str, float]:
+        remote = self.server.gate.remote
+        return {} if remote is None else remote.ends()
 
     def _tell_health(self) -> None:
         self._start(self.server.foreign.refresh_health())

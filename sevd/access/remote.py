@@ -126,6 +126,14 @@ class Remote:
         self._stamp = settings.files.stamp()
         self._take_credentials(credentials)
 
+    def ends(self) -> dict[str, float]:
+        """When the daemon's certificate and the first of the lists run out, in seconds since 1970."""
+        out = {"certificate": self._credentials.certificate.not_valid_after_utc.timestamp()}
+        lists = [one.next_update_utc.timestamp() for one in self._credentials.lists if one.next_update_utc is not None]
+        if lists:
+            out["crl"] = min(lists)
+        return out
+
     def judge(self, peer: RemotePeer, kind: Kind) -> Caller:
         """Who a verified peer is, under what holds now.
 

@@ -46,6 +46,8 @@ class Sources:
         endorsements: The certificates and lists at hand.
         connections: Open connections by socket.
         calls: Calls in flight.
+        remote: When the certificate and the lists for remote callers run out, by kind, in seconds since 1970; nothing
+            where none are served.
     """
 
     version: str
@@ -57,6 +59,7 @@ class Sources:
     endorsements: Callable[[], Awaitable[EndorsementSet]]
     connections: Callable[[], Mapping[str, int]]
     calls: Callable[[], int]
+    remote: Callable[[], Mapping[str, float]] = dict
 
 
 class Collector:
@@ -112,6 +115,12 @@ class Collector:
                 "When certificates and lists run out, in seconds since 1970.",
                 Kind.GAUGE,
                 self._expiries,
+            ),
+            Metric(
+                "sevd_remote_expiry_seconds",
+                "When certificate and lists for remote callers run out, in seconds since 1970.",
+                Kind.GAUGE,
+                tuple(Sample({"kind": kind}, end) for kind, end in sources.remote().items()),
             ),
             *self._platform(),
             *_process(),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,11 @@ def test_a_certificate_that_has_run_out_holds_up_no_other_change(
         assert "not reloaded" not in remote.reload()
         with remote.connect(remote.client("other"), "other") as host:
             assert host.host().product == "genoa"
+
+
+def test_when_certificates_run_out_is_a_metric(remote: RemoteDaemon) -> None:
+    with remote.connect(remote.client("viewer"), "viewer") as host:
+        found = host.metrics().metrics
+    samples = {sample.labels["kind"]: sample.value for sample in found["sevd_remote_expiry_seconds"].samples}
+    assert sorted(samples) == ["certificate", "crl"]
+    assert all(0 < end - time.time() <= HOUR for end in samples.values())
