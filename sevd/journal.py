@@ -59,12 +59,14 @@ class Outcome:
         content: The serialised response, or the serialised google.rpc.Status of the failure.
         message: The sentence of a failure.
         reason: ErrorInfo.reason of a failure.
+        kept: It is what a repeated call is answered with; otherwise, nothing was done, and the id may be used again.
     """
 
     code: int
     content: bytes
     message: str = ""
     reason: str = ""
+    kept: bool = True
 
 
 @record
@@ -79,6 +81,7 @@ class Entry:
         begun: When, in seconds of the epoch.
         outcome: None while it is not known.
         here: It was begun by this process.
+        forgotten: It is none any more.
     """
 
     owner: str
@@ -88,6 +91,7 @@ class Entry:
     begun: float
     outcome: Outcome | None = None
     here: bool = True
+    forgotten: bool = False
 
 
 class Journal:
@@ -155,13 +159,17 @@ class Journal:
         self._entries[owner, request_id] = entry
 
     def finish(self, owner: str, request_id: str, outcome: Outcome | None) -> None:
-        """Notes how a call ended; None: that is not known, and will not be.
+        """Notes how a call ended; None: that is not known, and will not be. One that is not `kept` is forgotten.
 
         Raises:
             OSError: It could not be written; it is known until the daemon ends.
         """
         entry = self._entries.get((owner, request_id))
         if entry is None:
+            return
+        if outcome is not None and not outcome.kept:
+            del self._entries[owner, request_id]
+            self._append(replace(entry, forgotten=True), sync=False)
             return
         entry = replace(entry, outcome=outcome, here=outcome is not None)
         self._entries[owner, request_id] = entry
@@ -228,6 +236,8 @@ class Journal:
             entry = _entry(line)
             if entry is None:
                 damaged += 1
+            elif entry.forgotten:
+                self._entries.pop((entry.owner, entry.request_id), None)
             else:
                 self._entries[entry.owner, entry.request_id] = entry
         if damaged:
@@ -262,6 +272,8 @@ def _line(entry: Entry) -> bytes:
         "digest": entry.digest,
         "begun": entry.begun,
     }
+    if entry.forgotten:
+        out["forgotten"] = True
     if entry.outcome is not None:
         out["outcome"] = {
             "code": entry.outcome.code,
@@ -291,4 +303,4 @@ def _entry(line: bytes) -> Entry | None:
         return None
     if not all(isinstance(text, str) for text in (owner, request_id, method, digest)):
         return None
-    return Entry(owner, request_id, method, digest, begun, outcome, here=False)
+    return Entry(owner, request_id, method, digest, begun, outcome, here=False, forgotten=raw.get("forgotten") is True)

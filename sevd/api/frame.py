@@ -210,7 +210,9 @@ class Frame:
                 error.request_id = error.request_id or trace.request_id
                 trace.error = error
                 lost = failure(error)
-                return Outcome(lost.code.value[0], lost.details, lost.message, lost.reason)
+                # A limit that passes by itself: nothing was done, and the same request may be sent again.
+                kept = not isinstance(error, LimitReached) or error.errno is not None
+                return Outcome(lost.code.value[0], lost.details, lost.message, lost.reason, kept)
             except Exception as error:
                 trace.error = unexpected(error, method.name)
                 lost = failure(trace.error)

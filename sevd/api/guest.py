@@ -62,6 +62,7 @@ class GuestSkin(PlainSkin):
                     field="guest_id",
                     remedy="Name the guest in the first message only.",
                 )
+            loader.take(len(data))
             if data:
                 loader.write(gpa, data)
         if loader is None:

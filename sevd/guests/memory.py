@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
-from sev.errors import UsageError
+from sev.errors import LimitReached, UsageError
 from sev.launch.machine import LOW_RAM_END
 from sevd.guests.model import FOUR_GIB, PAGE, PageType, Region
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 MAX_WRITE = 2 << 20
 """Bytes of one write: the content of one message."""
+
+UPLOAD_FACTOR = 2
+"""How often one stream may fill the guest's memory."""
+
+LEAST_MESSAGE = 256
+"""A message with less counts as one of so many bytes."""
 
 BLOCK = 16
 """Bytes: what SEV and SEV-ES guests' regions are multiples of."""
@@ -91,6 +97,8 @@ class MemoryMap:
         self._types = (PageType.NORMAL,) if legacy else tuple(PageType)
         low = min(memory_bytes, LOW_RAM_END)
         self._ranges = ((0, low), (FOUR_GIB - firmware_bytes, FOUR_GIB), (FOUR_GIB, FOUR_GIB + memory_bytes - low))
+        self.size = memory_bytes + firmware_bytes
+        """Bytes of it."""
         self.taken = Intervals()
 
     def check_bounds(self, gpa: int, size: int, field: str) -> None:
@@ -159,6 +167,21 @@ class MemoryLoader:
         self.loaded_bytes = 0
         self._memory = memory
         self._view = view
+        self._most = self._left = UPLOAD_FACTOR * memory.size + MAX_WRITE
+
+    def take(self, size: int) -> None:
+        """Counts a message of so many bytes.
+
+        Raises:
+            LimitReached: The stream has carried more than there is memory to fill.
+        """
+        self._left -= max(size, LEAST_MESSAGE)
+        if self._left < 0:
+            raise LimitReached(
+                f"this upload carries more than {self._most} bytes, {UPLOAD_FACTOR} times the guest's memory",
+                remedy="Load each range once, in messages of some size.",
+                metadata={"limit": "upload_bytes", "value": str(self._most)},
+            )
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> int:
         """Writes data, at most 2 MiB, at a guest physical address; any alignment. Answers `loaded_bytes`.

@@ -11,6 +11,7 @@ from sevd.api import receiving, server
 from sevd.config import SETTINGS
 from sevd.events import QUEUE_EVENTS
 from sevd.guests.limits import Limits
+from sevd.guests.memory import UPLOAD_FACTOR
 from tests.support import docs
 
 PAGE = "access.md"
@@ -38,6 +39,7 @@ def test_bounds() -> None:
         f"{receiving.REQUEST_SECONDS:.0f} s",
         f"{receiving.IDLE_SECONDS:.0f} s",
         f"{receiving.UPLOAD_SECONDS / 3600:.0f} hour",
+        f"{UPLOAD_FACTOR} times the guest's memory",
         "limits.message_bytes",
         f"{server.METADATA_BYTES >> 10} KiB",
         str(server.STREAMS_PER_CONNECTION),

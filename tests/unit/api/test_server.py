@@ -177,6 +177,26 @@ async def test_recorded_failures_come_back_as_they_were(tmp_path: Path) -> None:
     assert [record["reason"] for record in records(tmp_path)] == ["LIMIT_REACHED"] * 2
 
 
+async def test_a_limit_that_has_passed_is_no_outcome(tmp_path: Path) -> None:
+    times: list[int] = []
+
+    async def create(caller: Any, request: Any) -> Message:
+        times.append(1)
+        if len(times) < 3:
+            raise LimitReached("not yet", retry_after=0.1)
+        return guest_pb2.CreateGuestResponse()
+
+    request = guest_pb2.CreateGuestRequest(request_id="r")
+    async with serving(tmp_path, behaviours={"create_guest": create}) as (_, target):
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(target, CREATE, request)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await call(target, CREATE, request)
+        await call(target, CREATE, request)
+    assert len(times) == 3
+
+
 async def test_every_change_and_no_plain_read_is_recorded(tmp_path: Path) -> None:
     async def unseen(caller: Any, request: Any) -> Message:
         raise NotFound("there is no such guest")

@@ -17,6 +17,7 @@ from sevd import journal as module
 from sevd.journal import Entry, Journal, Outcome
 
 DONE = Outcome(0, b"\x00answer\xff")
+REFUSED = Outcome(8, b"details", "not yet", "LIMIT_REACHED", kept=False)
 FAILED = Outcome(9, b"details", "a message", "WRONG_STATE")
 
 
@@ -51,6 +52,20 @@ def test_the_beginning_is_on_disk_before_anything_acts(tmp_path: Path, monkeypat
     journal.begin("o", "id", "/m", "d")
     assert synced == [(tmp_path / "j").stat().st_size]
     assert synced[0] > 0
+
+
+def test_an_outcome_that_is_not_kept_frees_its_id(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    journal.begin("o", "id", "/m", "d")
+    journal.finish("o", "id", REFUSED)
+    assert journal.find("o", "id", "/other", "e") is None
+    journal.close()
+    again = opened(tmp_path)
+    assert again.find("o", "id", "/m", "d") is None
+    again.begin("o", "id", "/m", "d")
+    again.finish("o", "id", DONE)
+    again.close()
+    assert outcome(opened(tmp_path)) == DONE
 
 
 def test_a_crash_in_between_is_remembered_as_unknown(tmp_path: Path) -> None:

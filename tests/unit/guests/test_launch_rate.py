@@ -12,6 +12,7 @@ from sevd.guests import launch_rate
 from sevd.guests.admission import Ledger
 from sevd.guests.launch_rate import LaunchRate
 from sevd.guests.limits import Limits
+from sevd.guests.memory import MAX_WRITE, MemoryLoader, MemoryMap
 from sevd.guests.model import CreateGuest, GuestType
 
 
@@ -51,6 +52,18 @@ def test_the_time_that_is_told_is_enough() -> None:
             rate.take("uid:1", 7)
         clock.now += (caught.value.retry_after or 0) + 1e-6
         rate.take("uid:1", 7)
+
+
+def test_an_upload_without_an_end() -> None:
+    size = 1 << 20
+    loader = MemoryLoader("guest", MemoryMap(size, 0), lambda gpa, size: memoryview(bytearray(size)))
+    most = 2 * size + MAX_WRITE
+    for _ in range(most // (1 << 16)):
+        loader.take(1 << 16)
+        loader.write(0, bytes(1 << 16))
+    with pytest.raises(LimitReached) as caught:
+        loader.take(0)
+    assert caught.value.metadata == {"limit": "upload_bytes", "value": str(most)}
 
 
 def test_none_at_all() -> None:
