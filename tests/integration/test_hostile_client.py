@@ -142,7 +142,7 @@ def settled(host: Running, before: Use, seconds: float = 40) -> Use:
 def endure(host: Running, kind: str, seconds: float, count: int) -> None:
     """One attack, with everything that must hold."""
     honest(f"unix:{host.folder}/s", 0.3)  # what is loaded at the first call is no leak
-    before = settled(host, Use(0, 0, 0), 1)
+    before = settled(host, Use(0, 0, 0), 0.5)
     for attempt in range(TRIES):
         quiet = honest(host.target, seconds / 2)
         attacker = attack(host, kind, seconds + 1, attempt, count)
@@ -169,9 +169,9 @@ def endure(host: Running, kind: str, seconds: float, count: int) -> None:
     pytest.fail(f"{kind}: the honest caller's p99 rose more than {FACTOR} times, {TRIES} times over")
 
 
-@pytest.mark.parametrize("kind", ["crowd", "partial", "flood", "calls"])
+@pytest.mark.parametrize("kind", ["crowd", "partial", "calls"])
 def test_others_are_served_as_before(daemon: Running, kind: str) -> None:
-    endure(daemon, kind, 1.6, 2000)
+    endure(daemon, kind, 1.4, 2000)
 
 
 @pytest.mark.long
