@@ -17,7 +17,7 @@ from sev.certs import load
 from sev.certs.crl import Crl
 from sev.certs.x509 import Certificate
 from sevd.simulator import Simulator, kds_answers
-from sevd.simulator.kds_answers import KdsAnswers
+from sevd.simulator.kds_answers import WRONG, KdsAnswers
 from tests.support.simulated import simulated_host
 
 
@@ -184,7 +184,7 @@ def test_bodies_that_make_no_sense(kds: KdsAnswers, body: bytes) -> None:
 
 
 def test_the_fault_of_a_wrong_certificate(kds: KdsAnswers, genoa: Simulator) -> None:
-    answer = kds.answer("GET", f"/vcek/v1/Genoa/{chip(genoa)}?{SPLS}", wrong=True)
+    answer = kds.answer("GET", f"/vcek/v1/Genoa/{chip(genoa)}?{SPLS}", twist=WRONG)
     assert Certificate.parse(answer.body).tcb["snp"] == 22
 
 

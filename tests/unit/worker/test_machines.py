@@ -296,12 +296,14 @@ def test_what_cannot_be_read_is_reported_and_does_not_stop_a_start(
 
 
 def test_a_worker_that_does_not_answer_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sevd.guests.workers.ANSWER_SECONDS", 0.2)
+    for name in ("BUSY_SECONDS", "LATE_SECONDS", "ANSWER_SECONDS"):
+        monkeypatch.setattr(f"sevd.guests.workers.{name}", 0.2)
     with workers(tmp_path) as made:
         guest = machine(made)
         guest.leave()
         os.kill(guest.pid, signal.SIGSTOP)
-        (found,) = made.find()
+        assert list(made.find()) == []
+        (found,) = made.find_late()
         assert found.machine is None
         assert gone(guest.pid)
 
