@@ -189,7 +189,7 @@ class Assembly:
             if parts.simulated
             else (simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"].full_name,),
         )
-        self._descriptors = Descriptors(policy, self._audit, self._shared)
+        self._descriptors = Descriptors(policy, self._audit, self._shared, self.server.gate)
         self.server.frame.spans = observer.spans()
         self.events.listen(self._happened)
 

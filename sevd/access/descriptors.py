@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sev import packets
 from sev.errors import InternalError, LimitReached, MalformedInput, NotPermitted, SevError
+from sevd.access.accounts import Account, Accounts
 from sevd.access.identity import Caller
 from sevd.access.peer import Peer, peer_of
+from sevd.access.refusals import Refusals
+from sevd.access.turns import Turns
 from sevd.calling import fresh_request_id, is_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sevd.access.gate import Gate
     from sevd.access.listeners import Listener
     from sevd.access.policy import AccessPolicy
     from sevd.audit import Audit
@@ -38,6 +42,10 @@ IDLE_SECONDS = 30.0
 """How long a connection may say nothing."""
 
 ACCEPTS_PER_WAKE = 16
+
+REST_SECONDS = 0.005
+"""Pause of accepting after refusals."""
+
 METHOD = "Descriptors/Memory"
 _NAME_CHARACTERS = 64
 
@@ -59,12 +67,13 @@ class Shared(NamedTuple):
 class _Connection:
     """One caller."""
 
-    __slots__ = ("caller", "peer", "sock", "timer")
+    __slots__ = ("account", "caller", "peer", "sock", "timer")
 
-    def __init__(self, sock: socket.socket, peer: Peer, caller: Caller) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, caller: Caller, account: Account) -> None:
         self.sock = sock
         self.peer = peer
         self.caller = caller
+        self.account = account
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -75,12 +84,22 @@ class Descriptors:
         policy: Roles of identities.
         audit: Where records go.
         memory: A guest's memory for a caller. Raises SevError.
+        gate: The accept loop of calls, with which turns and the bounds on records are shared.
     """
 
-    def __init__(self, policy: AccessPolicy, audit: Audit, memory: Callable[[Caller, str], Shared]) -> None:
+    def __init__(
+        self,
+        policy: AccessPolicy,
+        audit: Audit,
+        memory: Callable[[Caller, str], Shared],
+        gate: Gate | None = None,
+    ) -> None:
         self._policy = policy
         self._audit = audit
         self._memory = memory
+        self._turns = gate.turns if gate is not None else Turns()
+        self._accounts = gate.accounts if gate is not None else Accounts()
+        self._refusals = gate.refusals if gate is not None else Refusals(lambda owner, reason, count: None)
         self._loop = asyncio.get_running_loop()
         self._listener: Listener | None = None
         self._connections: set[_Connection] = set()
@@ -106,20 +125,34 @@ class Descriptors:
             self._drop(connection)
 
     def _accept(self, listener: Listener) -> None:
+        refused = False
         for _ in range(ACCEPTS_PER_WAKE):
             try:
                 sock, _ = listener.socket.accept()
             except OSError:
-                return  # nobody is left, or no descriptor: whoever waits is taken when one is free
+                break  # nobody is left, or no descriptor: whoever waits is taken when one is free
             sock.setblocking(False)
             try:
                 self._admit(listener, sock)
             except SevError as error:
                 sock.close()
-                log.warning("connection refused socket=%s: %s", listener.kind.name, error.message)
+                log.debug("connection refused socket=%s: %s", listener.kind.name, error.message)
+                refused = True
             except OSError as error:
                 sock.close()
                 log.warning("connection lost socket=%s: %s", listener.kind.name, os.strerror(error.errno or 0))
+        if refused:
+            self._rest(listener)
+
+    def _rest(self, listener: Listener) -> None:
+        """Accepts nothing for a moment: who is refused may come again at once, and the others shall be served."""
+        self._loop.remove_reader(listener.socket.fileno())
+
+        def resume() -> None:
+            if self._listener is listener:
+                self._loop.add_reader(listener.socket.fileno(), self._accept, listener)
+
+        self._loop.call_later(REST_SECONDS, resume)
 
     def _admit(self, listener: Listener, sock: socket.socket) -> None:
         peer: Peer | None = None
@@ -132,16 +165,30 @@ class Descriptors:
             if own >= CONNECTIONS_PER_IDENTITY or len(self._connections) >= CONNECTIONS:
                 raise LimitReached(f"{caller.owner} has {own} connections of {len(self._connections)} here: no more")
         except SevError as error:
-            self._audit.connection_refused(listener.kind.name, peer, error)
+            if self._refusals.record(f"uid:{peer.uid}" if peer is not None else "", error.reason):
+                self._audit.connection_refused(listener.kind.name, peer, error)
+            else:
+                self._audit.count_refused(listener.kind.name, error.reason)
             if peer is not None:
                 peer.close()
             raise
-        connection = _Connection(sock, peer, caller)
+        others = (one.account for one in self._connections if one.caller.owner == caller.owner)
+        connection = _Connection(sock, peer, caller, next(others, Account(caller.owner)))
         self._connections.add(connection)
-        self._loop.add_reader(sock.fileno(), self._hear, connection, listener.kind.name)
+        self._listen(connection, listener.kind.name)
         self._wait(connection)
 
+    def _listen(self, connection: _Connection, name: str) -> None:
+        if connection in self._connections:
+            self._loop.add_reader(connection.sock.fileno(), self._hear, connection, name)
+
     def _hear(self, connection: _Connection, name: str) -> None:
+        account = self._accounts.get(connection.caller.owner) or connection.account
+        if self._turns.allowance(account)[0] <= 0:
+            self._loop.remove_reader(connection.sock.fileno())
+            self._loop.call_later(self._turns.wait(account), self._listen, connection, name)
+            return
+        self._turns.charge(account, self._turns.call_seconds, 0)
         fds: list[int] = []
         started, target, request_id = time.monotonic(), "", fresh_request_id()
         failure: SevError | None = None
@@ -188,6 +235,8 @@ class Descriptors:
     ) -> None:
         facts: dict[str, object] = {"method": METHOD, **about, "result": "refused" if error else "done"}
         if error is not None:
+            if not self._refusals.record(connection.caller.owner, error.reason):
+                return
             facts.update(reason=error.reason, message=error.message)
         facts["duration_ms"] = round(seconds * 1000, 3)
         self._audit.call(connection.caller, connection.peer.unit(), name, facts)
