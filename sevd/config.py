@@ -89,6 +89,7 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
     if out.state_dir is None:
         out = replace(out, state_dir=state)
     if out.audit_file is None:
+        assert out.state_dir is not None
         out = replace(out, audit_file=out.state_dir / "audit.jsonl")
     if out.simulator is None and not out.simulate:
         out = replace(out, simulator=simulator_of(out.sev_device))

@@ -148,9 +148,7 @@ def _keep_key(args: Namespace) -> None:
     from sev.cli.confirm import confirm
 
     if os.path.isfile(args.key) and os.path.getsize(args.key):
-        confirm(
-            args, f"{args.key} is there: the key in it would be lost (--existing-key keeps it)."
-        )
+        confirm(args, f"{args.key} is there: the key in it would be lost (--existing-key keeps it).")
 
 
 def _sign(args: Namespace, out: Output) -> int:

@@ -55,7 +55,7 @@ async def refusals(it: Hosting, caller: Caller, guest_id: str) -> dict[str, SevE
 
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.LAUNCHER], ids=["viewer", "launcher"])
 async def test_somebody_elses_guest_and_no_guest_look_the_same(tmp_path: Path, role: Role) -> None:
-    bob = Caller.local(BOB.uid, BOB.gid, 1, role)
+    bob = Caller.local(1002, 1002, 1, role)
     async with hosting(tmp_path) as it:
         guest = await it.ready()
         foreign, absent = await refusals(it, bob, guest.guest_id), await refusals(it, bob, ABSENT)
