@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from sev import packets
 from sev.errors import LimitReached, MalformedInput, NotFound
-from sevd.access import descriptors
+from sevd.access import descriptors, refusals
+from sevd.access.accounts import Account
 from sevd.access.descriptors import Descriptors, Shared
 from sevd.access.identity import Caller
 from sevd.access.listeners import FD, bind
@@ -162,3 +164,48 @@ async def test_who_says_nothing_is_hung_up_on(tmp_path: Path, monkeypatch: pytes
     async with serving(tmp_path, lambda caller, guest: Shared(0, ())) as (_, path):
         with dial(path) as sock, pytest.raises(packets.Closed):
             await asyncio.to_thread(packets.receive, sock)
+
+
+async def test_refusals_are_recorded_so_many_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "RECORDED", 3)
+
+    def memory(caller: Caller, guest_id: str) -> Shared:
+        raise NotFound("there is no such guest")
+
+    def work(path: Path) -> list[str]:
+        kinds = []
+        with dial(path) as sock:
+            for _ in range(10):
+                with pytest.raises(NotFound) as caught:
+                    packets.call(sock, {"op": "memory", "guest_id": "none"})
+                kinds.append(caught.value.kind)
+        return kinds
+
+    async with serving(tmp_path, memory) as (_, path):
+        assert len(await asyncio.to_thread(work, path)) == 10
+        assert [record["reason"] for record in records(tmp_path)] == ["NOT_FOUND"] * 3
+
+
+async def test_who_asks_without_end_waits_for_his_turn_and_is_answered(tmp_path: Path) -> None:
+    memfd = os.memfd_create("test")
+
+    def work(path: Path) -> float:
+        with dial(path) as sock:
+            begin = time.monotonic()
+            for _ in range(100):
+                _, fds = packets.call(sock, {"op": "memory", "guest_id": "mine"})
+                packets.close_all(fds)
+            return time.monotonic() - begin
+
+    async with serving(tmp_path, lambda caller, guest_id: Shared(memfd, ((0, 4096, 0),))) as (served, path):
+        served._turns.allowance(Account("uid:other"))
+        assert await asyncio.to_thread(work, path) > 100 * served._turns.call_seconds
+    os.close(memfd)
+
+
+async def test_who_is_refused_may_come_again(tmp_path: Path) -> None:
+    async with serving(tmp_path, lambda caller, guest_id: Shared(-1, ()), NOBODY) as (_, path):
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                await ask(path, {"op": "memory", "guest_id": "mine"})
+        assert [record["reason"] for record in records(tmp_path)] == ["NOT_PERMITTED"] * 3
