@@ -36,6 +36,9 @@ RECONNECT_SECONDS = 0.05
 CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 """What gRPC says where the call was cancelled on this side."""
 
+GLANCES = 3
+"""So many looks at the socket of a daemon that has answered before are short, for one that waits: it restarts."""
+
 CLOSED_PROBES = 3
 """So many connections in a row that are closed at once mean that the daemon does not admit this caller."""
 
@@ -213,6 +216,7 @@ class Attempts:
         self._until = now + timeout
         self._seen = seen
         self._closed = 0
+        self._looks = 0
         self._heard = now - HEAR_SECONDS
         self.request_id = call.request_id or name or fresh_id()
 
@@ -252,9 +256,12 @@ class Attempts:
             if refused is not None:
                 refused.request_id = refused.request_id or self._call.request_id
                 raise refused
-        number = self._target.probe()
+        self._looks += 1
+        glance = self._seen and self._looks % (GLANCES + 1) != 0
+        number = self._target.probe(0.0) if glance else self._target.probe()
         # Once may be a daemon that stops; a daemon that lives and closes again and again does not admit this caller.
-        self._closed = self._closed + 1 if number == ECONNABORTED else 0
+        if number == ECONNABORTED or not glance:
+            self._closed = self._closed + 1 if number == ECONNABORTED else 0
         if self._closed == CLOSED_PROBES:
             raise self._not_admitted()
         refusal = self._target.refusal(number)

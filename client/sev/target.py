@@ -61,8 +61,11 @@ class Target:
     def __repr__(self) -> str:
         return f"<Target {self.address} ({self.why})>"
 
-    def probe(self) -> int:
+    def probe(self, seconds: float = PROBE_SECONDS) -> int:
         """Connects once and hangs up; answers 0 or an errno. Not for remote targets (0).
+
+        Args:
+            seconds: How long to wait for the daemon to speak, or to hang up.
 
         ECONNABORTED: the connection was taken and closed at once, as a daemon does that does not admit this caller.
         """
@@ -75,11 +78,11 @@ class Target:
             number = plain.connect_ex(self.path)
             if number:
                 return number
-            plain.settimeout(PROBE_SECONDS)
+            plain.settimeout(seconds)
             try:
                 # A gRPC server speaks first: silence means that it is busy, an end that it will not talk to us.
                 return 0 if plain.recv(1) else errno.ECONNABORTED
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 return 0
             except OSError:
                 return errno.ECONNABORTED

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sev import errors, target
-from sev.calls import RECONNECT_SECONDS, Attempts, Call, Failure
+from sev.calls import CLOSED_PROBES, RECONNECT_SECONDS, Attempts, Call, Failure
 
 UNAVAILABLE = Failure("UNAVAILABLE", "connection reset")
 
@@ -16,13 +16,15 @@ UNAVAILABLE = Failure("UNAVAILABLE", "connection reset")
 class _Target(target.Target):
     """A target whose probe answers what the test says."""
 
-    __slots__ = ("number",)
+    __slots__ = ("number", "waits")
 
     def __init__(self, number: int, path: str = "/run/x") -> None:
         super().__init__(f"unix:{path}", path, "as asked for")
         self.number = number
+        self.waits: list[float] = []
 
-    def probe(self) -> int:
+    def probe(self, seconds: float = target.PROBE_SECONDS) -> int:
+        self.waits.append(seconds)
         return self.number
 
 
@@ -47,6 +49,27 @@ def test_unavailable_is_tried_again_until_the_timeout() -> None:
     assert attempts.after(UNAVAILABLE, 104.9) == RECONNECT_SECONDS
     with pytest.raises(errors.Unreachable, match="waited 5 s"):
         attempts.after(UNAVAILABLE, 105.0)
+
+
+def test_a_daemon_that_has_answered_before_is_looked_at_briefly_and_now_and_then_closely() -> None:
+    one = _Target(0)
+    attempts = Attempts(_call(), one, 5.0, 100.0, seen=True)
+    for _ in range(8):
+        attempts.after(UNAVAILABLE, 100.0)
+    assert one.waits == [0, 0, 0, target.PROBE_SECONDS] * 2
+
+
+def test_a_daemon_that_has_answered_before_and_closes_now_does_not_admit_this_caller() -> None:
+    attempts = Attempts(_call(), one := _Target(0), 5.0, 100.0, seen=True)
+    for number in [0, 0, 0, errno.ECONNABORTED] * (CLOSED_PROBES - 1):
+        one.number = number
+        attempts.after(UNAVAILABLE, 100.0)
+    for _ in range(3):
+        one.number = 0
+        attempts.after(UNAVAILABLE, 100.0)
+    one.number = errno.ECONNABORTED
+    with pytest.raises(errors.NotPermitted):
+        attempts.after(UNAVAILABLE, 100.0)
 
 
 def test_refused_is_waited_for() -> None:
