@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+NEVER = -1.0
+"""`retry_after` of what waiting does not help."""
+
+
 class SevError(Exception):
     """Base of all errors.
 
@@ -47,7 +51,8 @@ class SevError(Exception):
         errno: Kernel errno, if the kernel answered.
         request_id: The request's id, where a request was under way.
         metadata: Further facts for programs, text by name.
-        retry_after: Seconds after which the same may be asked again, where that is known: a limit that passes.
+        retry_after: Seconds after which the same may be asked again, where that is known: a limit that passes. NEVER
+            for one that does not.
     """
 
     kind = "internal"
@@ -93,7 +98,7 @@ class SevError(Exception):
             out["request_id"] = self.request_id
         if self.field:
             out["field"] = self.field
-        if self.retry_after is not None:
+        if self.retry_after is not None and self.retry_after >= 0:
             out["retry_after_seconds"] = round(self.retry_after, 3)
         return out
 

@@ -123,7 +123,7 @@ def failure(error: SevError) -> Failure:
         bad = error_details_pb2.BadRequest()
         bad.field_violations.add(field=_cut(error.field, 128), description=_cut(error.message, 512))
         status.details.add().Pack(bad)
-    if isinstance(error, errors.LimitReached) and error.errno is None:
+    if isinstance(error, errors.LimitReached) and error.errno is None and error.retry_after != errors.NEVER:
         retry = error_details_pb2.RetryInfo()
         wait = RETRY_SECONDS if error.retry_after is None else error.retry_after
         retry.retry_delay.FromMicroseconds(round(wait * 1e6))

@@ -12,7 +12,7 @@ import secrets
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from sev.errors import LimitReached, NotOffered, NotPermitted, UsageError
+from sev.errors import NEVER, LimitReached, NotOffered, NotPermitted, UsageError
 from sevd.access.roles import Role
 from sevd.guests.launch_rate import LaunchRate
 from sevd.guests.model import MAX_FIRMWARE_BYTES, PAGE, CreateGuest, GuestType
@@ -83,7 +83,8 @@ def check_create(
     if request.vcpu_count < 1:
         raise UsageError("vcpu_count: expected at least 1", field="vcpu_count")
     if request.vcpu_count > limits.vcpus_per_guest:
-        raise _limit("vcpus_per_guest", limits.vcpus_per_guest, f"{request.vcpu_count} vCPUs in one guest")
+        most = limits.vcpus_per_guest
+        raise _limit("vcpus_per_guest", most, f"{request.vcpu_count} vCPUs in one guest", retry_after=NEVER)
     for field, value, bits in (
         ("cpuid_signature", request.cpuid_signature, 32),
         ("ap_reset_address", request.ap_reset_address, 32),
@@ -178,7 +179,9 @@ def _less(counter: Counter[str], key: str, amount: int) -> None:
         del counter[key]
 
 
-def _limit(name: str, value: int, what: str, in_use: int | None = None) -> LimitReached:
+def _limit(
+    name: str, value: int, what: str, in_use: int | None = None, *, retry_after: float | None = None
+) -> LimitReached:
     metadata = {"limit": name, "value": str(value)}
     if in_use is not None:
         metadata["in_use"] = str(in_use)
@@ -186,4 +189,5 @@ def _limit(name: str, value: int, what: str, in_use: int | None = None) -> Limit
         f"{what}: the limit is {value}",
         remedy="Delete guests that are no longer needed, or have the limit raised in the daemon's configuration.",
         metadata=metadata,
+        retry_after=retry_after,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sev.errors import LimitReached
+from sev.errors import NEVER, LimitReached
 
 MINUTE = 60.0
 
@@ -34,7 +34,7 @@ class LaunchRate:
         left, at = self._buckets.get(owner, (float(per_minute), now))
         left = min(float(per_minute), left + (now - at) * per_minute / MINUTE)
         if left < 1:
-            wait = (1 - left) * MINUTE / per_minute if per_minute else MINUTE
+            wait = (1 - left) * MINUTE / per_minute if per_minute else NEVER
             raise LimitReached(
                 f"{owner} has created {per_minute} guests within a minute: no more are allowed"
                 if per_minute

@@ -100,7 +100,7 @@ class Output:
         self._write(sys.stderr, f"sev: {error.message}\n" + (f"     {error.remedy}\n" if error.remedy else ""))
         if error.request_id:
             self._write(sys.stderr, f"     Request id: {error.request_id}\n")
-        if error.retry_after is not None:
+        if error.retry_after is not None and error.retry_after >= 0:
             self._write(sys.stderr, f"     Try again in {_duration(error.retry_after)}.\n")
         self._flush_quietly()
 
