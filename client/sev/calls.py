@@ -37,7 +37,7 @@ CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 """What gRPC says where the call was cancelled on this side."""
 
 GLANCES = 3
-"""So many looks at the socket of a daemon that has answered before are short, for one that waits: it restarts."""
+"""So many looks at the socket, for each close one, do not wait for what the daemon does: mostly it restarts."""
 
 CLOSED_PROBES = 3
 """So many connections in a row that are closed at once mean that the daemon does not admit this caller."""
@@ -257,7 +257,7 @@ class Attempts:
                 refused.request_id = refused.request_id or self._call.request_id
                 raise refused
         self._looks += 1
-        glance = self._seen and self._looks % (GLANCES + 1) != 0
+        glance = not self._closed and (self._seen or self._looks > 1) and self._looks % (GLANCES + 1) != 0
         number = self._target.probe(0.0) if glance else self._target.probe()
         # Once may be a daemon that stops; a daemon that lives and closes again and again does not admit this caller.
         if number == ECONNABORTED or not glance:

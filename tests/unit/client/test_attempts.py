@@ -59,17 +59,22 @@ def test_a_daemon_that_has_answered_before_is_looked_at_briefly_and_now_and_then
     assert one.waits == [0, 0, 0, target.PROBE_SECONDS] * 2
 
 
-def test_a_daemon_that_has_answered_before_and_closes_now_does_not_admit_this_caller() -> None:
-    attempts = Attempts(_call(), one := _Target(0), 5.0, 100.0, seen=True)
-    for number in [0, 0, 0, errno.ECONNABORTED] * (CLOSED_PROBES - 1):
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_daemon_that_closes_is_looked_at_closely_until_it_is_sure(seen: bool) -> None:
+    attempts = Attempts(_call(), one := _Target(0), 5.0, 100.0, seen=seen)
+    for number in [0, 0, 0, *[errno.ECONNABORTED] * (CLOSED_PROBES - 1)]:
         one.number = number
         attempts.after(UNAVAILABLE, 100.0)
-    for _ in range(3):
-        one.number = 0
-        attempts.after(UNAVAILABLE, 100.0)
-    one.number = errno.ECONNABORTED
     with pytest.raises(errors.NotPermitted):
         attempts.after(UNAVAILABLE, 100.0)
+    assert one.waits[-CLOSED_PROBES:] == [target.PROBE_SECONDS] * CLOSED_PROBES
+
+
+def test_a_daemon_that_was_never_heard_of_is_looked_at_closely_first() -> None:
+    attempts = Attempts(_call(), one := _Target(0), 5.0, 100.0, seen=False)
+    for _ in range(4):
+        attempts.after(UNAVAILABLE, 100.0)
+    assert one.waits == [target.PROBE_SECONDS, 0, 0, target.PROBE_SECONDS]
 
 
 def test_refused_is_waited_for() -> None:
