@@ -5,14 +5,17 @@ An account lives as long as its identity has a connection or a call. All of it b
 
 from __future__ import annotations
 
+from collections import deque
+
 from sev.errors import LimitReached
-from sev.records import mutable_record, record
+from sev.records import field, mutable_record, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sevd.access.identity import Caller
+    from sevd.access.turns import Waiter
 
 RETRY_SECONDS = 1.0
 """What a caller is advised to wait where a limit passes by itself and nobody knows when."""
@@ -60,6 +63,8 @@ class Account:
         received: Bytes of messages that were passed to the server.
         delivered: Bytes of messages that have come to their handlers.
         grown_from: Memory of the process when it began to be watched (sevd.access.fullness).
+        line: Its connections that wait for its turn (sevd.access.turns).
+        awaited: They will be looked at.
         seen: How many had when it was last looked at.
         seen_at: When that changed.
     """
@@ -75,6 +80,8 @@ class Account:
     received: int = 0
     delivered: int = 0
     grown_from: int = 0
+    line: deque[Waiter] = field(default_factory=deque)
+    awaited: bool = False
     seen: int = 0
     seen_at: float = 0.0
 

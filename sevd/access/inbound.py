@@ -36,7 +36,7 @@ class Inbound:
 
     __slots__ = (
         "_bulk", "_cleared", "_frames", "_holder", "_loop", "_pending", "_reading", "_receive", "_received", "_relay",
-        "_send", "_source", "_target", "_timer", "_turns", "_writing", "ended",
+        "_send", "_source", "_target", "_timer", "_turns", "_writing", "ended", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -69,21 +69,39 @@ class Inbound:
         self._cleared = len(PREFACE)
         self._reading = self._writing = self._bulk = False
         self._timer: asyncio.TimerHandle | None = None
+        self.waiting = False
+        """In the line of its identity."""
         self.ended = False
         self._go_on()
 
     def release(self) -> None:
         """Stops listening."""
         self._listen(reading=False, writing=False)
+        self.waiting = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def turn(self) -> None:
+        """It is its turn: goes on with what waits here, or with what waits in the socket."""
+        self.waiting = False
+        if self._pending:
+            self._go_on()
+        else:
+            self._listen(reading=True, writing=False)
+            self._take()
+
     def _readable(self) -> None:
+        if self._holder.account.line:
+            self._line_up()  # behind those who wait already
+        else:
+            self._take()
+
+    def _take(self) -> None:
         account = self._holder.account
         allowance = self._turns.allowance(account)
         if allowance[0] <= 0 or allowance[1] <= 0:
-            self._pause(self._turns.wait(account))
+            self._line_up()
             return
         try:
             size = self._receive(_VIEW)
@@ -136,7 +154,7 @@ class Inbound:
                 if allowance[0] > 0 and allowance[1] > 0:
                     self._cleared = self._clear(self._pending, allowance)
                 if not self._cleared:
-                    self._pause(self._turns.wait(account))
+                    self._line_up()
                     return
             try:
                 sent = self._send(self._pending[: self._cleared])
@@ -155,7 +173,12 @@ class Inbound:
         if self._cleared:
             self._listen(reading=False, writing=True)
         else:
-            self._pause(self._turns.wait(self._holder.account))
+            self._line_up()
+
+    def _line_up(self) -> None:
+        self._listen(reading=False, writing=False)
+        self.waiting = True
+        self._turns.line_up(self._holder.account, self)
 
     def _pause(self, seconds: float) -> None:
         self._listen(reading=False, writing=False)

@@ -11,12 +11,28 @@ What a call costs is measured: the processor time of the event loop's thread, ov
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from sevd.access.accounts import Account
+
+    class Waiter(Protocol):
+        """A connection that waits.
+
+        Attributes:
+            waiting: It still does.
+        """
+
+        waiting: bool
+
+        def turn(self) -> None:
+            """Its turn has come."""
+
 
 BURST_SECONDS = 0.001
 """Debt that nobody has to wait for."""
@@ -24,13 +40,13 @@ BURST_SECONDS = 0.001
 LONE_BURST_SECONDS = 0.1
 """Most debt of an identity that is alone; so much it pays when another one comes."""
 
-SHARE = 0.5
+SHARE = 0.75
 """What those who have debt may have of the event loop together, where others call too."""
 
 OTHERS_SECONDS = 2.0
 """How long after its last call another identity is reckoned with."""
 
-CALLS = 4
+CALLS = 8
 """Calls of an identity that are on their way to their handlers, where others call too."""
 
 LONE_CALLS = 64
@@ -69,7 +85,7 @@ class Turns:
         self._processor = processor
         self._calls = 0
         self._used = processor()
-        self._latest: Account | None = None
+        self._latest = ""
         self._latest_at = -OTHERS_SECONDS
         self._other_at = -OTHERS_SECONDS
         self._waiting: dict[str, float] = {}
@@ -77,8 +93,9 @@ class Turns:
     def allowance(self, account: Account) -> tuple[float, int]:
         """Seconds that an identity may cost now, and calls that it may begin; 0 or less of either: it has to wait."""
         now = self._clock()
-        if account is not self._latest:
-            self._latest, self._other_at = account, self._latest_at
+        # By name: an identity that hung up and comes again has another account, and is no other identity.
+        if account.owner != self._latest:
+            self._latest, self._other_at = account.owner, self._latest_at
         self._latest_at = now
         alone = now - self._other_at > OTHERS_SECONDS
         paid = (now - account.paid_at) * (1.0 if alone else self._share())
@@ -106,6 +123,28 @@ class Turns:
         if account.debt < BURST_SECONDS:
             return PENDING_SECONDS
         return (account.debt - BURST_SECONDS / 2) / self._share()
+
+    def line_up(self, account: Account, waiter: Waiter) -> None:
+        """Has a connection wait for its identity's turn, behind those that wait already. One timer serves them all."""
+        account.line.append(waiter)
+        if not account.awaited:
+            account.awaited = True
+            asyncio.get_running_loop().call_later(self.wait(account), self._serve, account)
+
+    def _serve(self, account: Account) -> None:
+        """Lets those in line go on, as far as their identity may cost something."""
+        line = account.line
+        while line:
+            waiter = line[0]
+            if waiter.waiting:
+                seconds, calls = self.allowance(account)
+                if seconds <= 0 or calls <= 0:
+                    asyncio.get_running_loop().call_later(self.wait(account), self._serve, account)
+                    return
+            line.popleft()
+            if waiter.waiting:
+                waiter.turn()
+        account.awaited = False
 
     def _pending(self, account: Account, now: float) -> int:
         """Calls that have been passed to the server and are not with their handlers yet."""
