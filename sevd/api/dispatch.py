@@ -29,7 +29,7 @@ from sevd.access.gate import Connection
 from sevd.access.identity import Caller
 from sevd.api.foreign import Foreign
 from sevd.api.frame import Frame
-from sevd.api.receiving import PREFIX_BYTES, Messages, held, request_of
+from sevd.api.receiving import PREFIX_BYTES, Messages, held
 from sevd.api.rules import Method, UndeclaredMethod, methods_of
 from sevd.api.trace import Context, Trace, begin
 
@@ -112,7 +112,7 @@ def _fast(
         connection.account.arrived += 1
         raw: bytes | SevError
         try:
-            raw = await request_of(context)
+            raw = await frame.requests.request_of(context)
         except SevError as error:
             raw = error
         finally:
@@ -138,7 +138,7 @@ def _unary(frame: Frame, method: Method, function: Unary) -> Callable[..., Await
             caller = connection.caller
             if isinstance(got, SevError):
                 raise got
-            raw = await request_of(context) if got is None else got
+            raw = await frame.requests.request_of(context) if got is None else got
             with held(connection, len(raw), frame.limits):
                 request = frame.read(method, raw, trace)
                 answer = await frame.act(method, connection, trace, raw, lambda: function(caller, request))
@@ -190,7 +190,7 @@ def _stream(frame: Frame, method: Method, function: Stream) -> Callable[[object,
         connection = None
         try:
             connection = frame.enter(peer, method.role, method.name, stream=True)
-            messages = function(connection.caller, frame.read(method, await request_of(context), trace))
+            messages = function(connection.caller, frame.read(method, await frame.requests.request_of(context), trace))
             try:
                 # Tells the client that from here on nothing is missed.
                 await context.send_initial_metadata(trace.metadata)

@@ -17,7 +17,7 @@ import grpc
 from sev.errors import MalformedInput, NotPermitted, SevError
 from sevd.access.gate import Connection
 from sevd.api.frame import Frame
-from sevd.api.receiving import Messages, request_of
+from sevd.api.receiving import Messages
 from sevd.api.rules import FOREIGN, LOCAL
 from sevd.api.trace import Context, Trace, begin
 
@@ -169,7 +169,7 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
         if handler.request_streaming:
             return requests(context, connection)
         try:
-            return decoded(await request_of(context))
+            return decoded(await frame.requests.request_of(context))
         except SevError as error:
             await refuse(context, connection, error)
 

@@ -31,6 +31,7 @@ from sevd.access.refusals import Refusals
 from sevd.access.roles import Role
 from sevd.api.faults import Failure, failure
 from sevd.api.once import Once, check_id
+from sevd.api.receiving import Requests
 from sevd.api.rules import Method
 from sevd.api.trace import Trace
 from sevd.audit import Audit
@@ -84,6 +85,7 @@ class Frame:
         """Where spans of calls are written."""
         self.connections = connections
         self.limits = limits or CallLimits()
+        self.requests = Requests()
         self.stopping = False
         self.in_flight = 0
         """Calls in flight, streams included."""
