@@ -47,5 +47,5 @@ def test_bounds() -> None:
     ]
     assert Limits().watch_backlog == QUEUE_EVENTS
     assert f"{refusals.RECORDED} a minute" in text
-    assert SHARE == 0.5
-    assert "half of the time" in text
+    assert SHARE == 0.75
+    assert "three quarters of the time" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sevd.access import turns as module
@@ -134,3 +136,43 @@ def test_few_calls_are_on_their_way(alone: bool) -> None:
     assert turns.allowance(one)[1] == most
     one.arrived += 10  # or has not
     assert turns.allowance(one)[1] == most
+
+
+def test_an_identity_that_comes_again_is_no_other_one() -> None:
+    clock = Clock()
+    turns = Turns(clock, lambda: 0.0)
+    for _ in range(3):  # its account was forgotten with its last connection
+        assert turns.allowance(Account("uid:1")) == (LONE_BURST_SECONDS, module.LONE_CALLS)
+        clock.now += 0.1
+
+
+class Connection:
+    """One that waits, costs something when its turn comes, and says so."""
+
+    def __init__(self, name: str, turns: Turns, account: Account, went: list[str]) -> None:
+        self.waiting = True
+        self._do = turns, account, went, name
+
+    def turn(self) -> None:
+        turns, account, went, name = self._do
+        assert min(turns.allowance(account)) > 0
+        self.waiting = False
+        went.append(name)
+        turns.charge(account, BURST_SECONDS * 2, 0)
+
+
+async def test_those_who_wait_go_in_their_order_and_those_who_left_do_not() -> None:
+    turns, one, went = Turns(), Account("uid:1"), list[str]()
+    turns.allowance(Account("uid:2"))
+    turns.allowance(one)
+    turns.charge(one, BURST_SECONDS * 2, 0)
+    line = [Connection(name, turns, one, went) for name in "abcd"]
+    for each in line:
+        turns.line_up(one, each)
+    line[1].waiting = False  # hung up
+    assert went == []
+    async with asyncio.timeout(10):
+        while one.line:
+            await asyncio.sleep(0.001)
+    assert went == ["a", "c", "d"]
+    assert not one.awaited
