@@ -149,9 +149,10 @@ def test_an_identity_that_comes_again_is_no_other_one() -> None:
 class Connection:
     """One that waits, costs something when its turn comes, and says so."""
 
-    def __init__(self, name: str, turns: Turns, account: Account, went: list[str]) -> None:
+    def __init__(self, name: str, turns: Turns, account: Account, went: list[str], last: asyncio.Event) -> None:
         self.waiting = True
         self._do = turns, account, went, name
+        self._last = last
 
     def turn(self) -> None:
         turns, account, went, name = self._do
@@ -159,6 +160,8 @@ class Connection:
         self.waiting = False
         went.append(name)
         turns.charge(account, BURST_SECONDS * 2, 0)
+        if name == "d":
+            self._last.set()
 
 
 async def test_those_who_wait_go_in_their_order_and_those_who_left_do_not() -> None:
@@ -166,13 +169,14 @@ async def test_those_who_wait_go_in_their_order_and_those_who_left_do_not() -> N
     turns.allowance(Account("uid:2"))
     turns.allowance(one)
     turns.charge(one, BURST_SECONDS * 2, 0)
-    line = [Connection(name, turns, one, went) for name in "abcd"]
+    last = asyncio.Event()
+    line = [Connection(name, turns, one, went, last) for name in "abcd"]
     for each in line:
         turns.line_up(one, each)
     line[1].waiting = False  # hung up
     assert went == []
     async with asyncio.timeout(10):
-        while one.line:
-            await asyncio.sleep(0.001)
+        await last.wait()
+    await asyncio.sleep(0)
     assert went == ["a", "c", "d"]
     assert not one.awaited
