@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from sev import channel
-from sev.calls import NAME, Attempts, Later, check_name
+from sev.calls import NAME, Attempts, Later, check_name, drive_async
 from sev.errors import UsageError
 from sev.target import Target, choose
 
@@ -199,26 +199,12 @@ class AsyncHost:
     async def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""
         if not self._name:
-            return await self._run(operation)
+            return await drive_async(operation, self._perform)
         token = NAME.set(self._name)
         try:
-            return await self._run(operation)
+            return await drive_async(operation, self._perform)
         finally:
             NAME.reset(token)
-
-    async def _run(self, operation: Operation[R]) -> R:
-        step: Callable[[Any], Call[Any]] = operation.send
-        given: Any = None
-        while True:
-            try:
-                call = step(given)
-            except StopIteration as end:
-                result: R = end.value
-                return result
-            try:
-                step, given = operation.send, await self._perform(call)
-            except BaseException as error:  # an operation of several calls cleans up, also when cancelled
-                step, given = operation.throw, error
 
     async def watch(self, stream: Stream[R]) -> AsyncIterator[R]:
         """Yields the answers of a stream until it ends; leaving the iteration cancels it."""

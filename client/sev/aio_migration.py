@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from sev.calls import drive_async
 from sev.migration import steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sev.aio import AsyncHost
     from sev.certs.sev_roots import SevRoots
     from sev.guest_model import Guest
@@ -26,18 +25,7 @@ async def migrate(
 ) -> Guest:
     """Moves a guest; arguments and errors as of `sev.migration.migrate`. Cancelled, it gives the guest back first."""
     description = steps(guest_id, roots=roots, progress=progress)
-    step: Callable[[Any], Both] = description.send
-    given: Any = None
-    while True:
-        try:
-            both = step(given)
-        except StopIteration as end:
-            guest: Guest = end.value
-            return guest
-        try:
-            step, given = description.send, await _done(source, target, both)
-        except BaseException as error:  # what was begun is undone, also when cancelled
-            step, given = description.throw, error
+    return await drive_async(description, lambda both: _done(source, target, both))
 
 
 async def _done(source: AsyncHost, target: AsyncHost, both: Both) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sev.errors import NotPermitted, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
     from typing import Protocol, TypeAlias
 
     from sev.errors import SevError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 R = TypeVar("R")
+S = TypeVar("S")
 
 RECONNECT_SECONDS = 0.05
 """Pause before a call is tried again."""
@@ -102,6 +103,41 @@ class Call(Generic[M]):
 if TYPE_CHECKING:
     Operation: TypeAlias = Generator[Call[Any], Any, R]
     """A description that ends in an `R`."""
+
+
+def drive(description: Generator[S, Any, R], perform: Callable[[S], Any]) -> R:
+    """Carries a description out: performs each step, tells it what came of that, answers its result.
+
+    What a step raises is thrown into it: a description of several steps cleans up, also after Ctrl-C.
+    """
+    advance: Callable[[Any], S] = description.send
+    given: Any = None
+    while True:
+        try:
+            step = advance(given)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        try:
+            advance, given = description.send, perform(step)
+        except BaseException as error:
+            advance, given = description.throw, error
+
+
+async def drive_async(description: Generator[S, Any, R], perform: Callable[[S], Awaitable[Any]]) -> R:
+    """As `drive`, where steps are awaited; cancelled, the description cleans up too."""
+    advance: Callable[[Any], S] = description.send
+    given: Any = None
+    while True:
+        try:
+            step = advance(given)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        try:
+            advance, given = description.send, await perform(step)
+        except BaseException as error:
+            advance, given = description.throw, error
 
 
 class Later:

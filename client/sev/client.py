@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 import grpc
 
 from sev import channel
-from sev.calls import NAME, Attempts, Later, check_name
+from sev.calls import NAME, Attempts, Later, check_name, drive
 from sev.errors import UsageError
 from sev.target import Target, choose
 
@@ -202,26 +202,12 @@ class Host:
     def run(self, operation: Operation[R]) -> R:
         """Runs an operation: makes its calls, answers its result."""
         if not self._name:
-            return self._run(operation)
+            return drive(operation, self._perform)
         token = NAME.set(self._name)
         try:
-            return self._run(operation)
+            return drive(operation, self._perform)
         finally:
             NAME.reset(token)
-
-    def _run(self, operation: Operation[R]) -> R:
-        step: Callable[[Any], Call[Any]] = operation.send
-        given: Any = None
-        while True:
-            try:
-                call = step(given)
-            except StopIteration as end:
-                result: R = end.value
-                return result
-            try:
-                step, given = operation.send, self._perform(call)
-            except BaseException as error:  # an operation of several calls cleans up, also after Ctrl-C
-                step, given = operation.throw, error
 
     def watch(self, stream: Stream[R]) -> Iterator[R]:
         """Yields the answers of a stream until it ends; leaving the iteration cancels it."""

@@ -16,6 +16,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from sev import guest_operations, migration_operations, sev_operations
+from sev.calls import drive
 from sev.errors import NotFound, NotNow, OutcomeUnknown, SevError, Unreachable
 from sev.records import record
 
@@ -190,19 +191,8 @@ def migrate(
     from concurrent.futures import ThreadPoolExecutor
 
     description = steps(guest_id, roots=roots, progress=progress)
-    step: Callable[[Any], Both] = description.send
-    given: Any = None
     with ThreadPoolExecutor(1, "migrate") as helper:
-        while True:
-            try:
-                both = step(given)
-            except StopIteration as end:
-                guest: Guest = end.value
-                return guest
-            try:
-                step, given = description.send, _done(source, target, both, helper)
-            except BaseException as error:  # what was begun is undone, also when interrupted
-                step, given = description.throw, error
+        return drive(description, lambda both: _done(source, target, both, helper))
 
 
 def _done(source: Host, target: Host, both: Both, helper: Executor) -> tuple[Any, Any]:
