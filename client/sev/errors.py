@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 NEVER = -1.0
 """`retry_after` of what waiting does not help."""
 
+MAX_WAIT_SECONDS = 7 * 86400.0
+"""A longer wait is no advice: whoever hears of one leaves it out."""
+
 
 class SevError(Exception):
     """Base of all errors.

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 
-from sev.errors import InternalError, MalformedInput, SevError, from_reason
+from sev.errors import MAX_WAIT_SECONDS, InternalError, MalformedInput, SevError, from_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ PACKET_BYTES = 128 << 10
 
 DESCRIPTORS = 8
 """Most descriptors with one message."""
-
-MAX_WAIT_SECONDS = 7 * 86400.0
-"""A longer wait is no advice."""
 
 _FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_NOSIGNAL
 

@@ -21,9 +21,6 @@ DOMAIN = "sevd"
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata key of the serialised google.rpc.Status."""
 
-MAX_WAIT_SECONDS = 7 * 86400.0
-"""A longer wait is no advice."""
-
 _BY_CODE: dict[str, type[errors.SevError]] = {
     "INVALID_ARGUMENT": errors.UsageError,
     "OUT_OF_RANGE": errors.UsageError,
@@ -120,7 +117,7 @@ def _details(failure: Failure) -> tuple[tuple[str, dict[str, str]] | None, float
                 info = info or (ours.reason, dict(ours.metadata))
             elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
                 seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-                wait = seconds if 0 <= seconds < MAX_WAIT_SECONDS else None
+                wait = seconds if 0 <= seconds < errors.MAX_WAIT_SECONDS else None
     except DecodeError:
         pass
     return info, wait
