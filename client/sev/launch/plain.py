@@ -11,10 +11,6 @@ from sev.errors import UsageError
 from sev.launch.machine import Machine
 from sev.launch.owned import OwnedGuest
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 
 class Plain(OwnedGuest):
     """One unprotected guest of this process; arguments as of `OwnedGuest`. It needs no secure processor."""

@@ -29,7 +29,6 @@ from sev.launch.owned import OwnedGuest, check_features
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sev.abi.record import Record
-    from sev.launch.seam import Kernel
 
 _NO_RETRIES = 1000
 
@@ -37,17 +36,8 @@ _NO_RETRIES = 1000
 class Snp(OwnedGuest):
     """One SNP guest of this process. Its `memory` is what `update` will take; arguments as of `OwnedGuest`."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        *,
-        sev_path: str = "/dev/sev",
-        kvm_path: str = "/dev/kvm",
-        share_memory: bool = True,
-    ) -> None:
-        super().__init__(kernel, sev_path=sev_path, kvm_path=kvm_path, share_memory=share_memory)
-        self._signature = 0
-        self._started = False
+    _signature = 0
+    _started = False
 
     def create(
         self,
