@@ -26,6 +26,14 @@ def connected(args: Namespace, out: Output, *, mark: bool = True) -> Iterator[Ho
     Raises:
         SevError: As of `sev.connect`; where `mark` is set, also if the daemon does not answer.
     """
+    with dial(args, out) as host:
+        if mark:
+            mark_simulated(out, host.host().simulated)
+        yield host
+
+
+def dial(args: Namespace, out: Output) -> Host:
+    """The daemon that the options name, which was not asked anything yet. Raises SevError as of `sev.connect`."""
     with _loading():
         from sev.client import connect
 
@@ -35,13 +43,15 @@ def connected(args: Namespace, out: Output, *, mark: bool = True) -> Iterator[Ho
             tls_cert=args.tls_cert,
             tls_key=args.tls_key,
             tls_ca=args.tls_ca,
-            request_id=os.environ.get("SEV_REQUEST_ID", ""),
+            request_id=name_of_calls(),
         )
-    with host:
-        out.detail(f"sev: using {host.target.address} ({host.target.why})")
-        if mark:
-            mark_simulated(out, host.host().simulated)
-        yield host
+    out.detail(f"sev: using {host.target.address} ({host.target.why})")
+    return host
+
+
+def name_of_calls() -> str:
+    """The name that the user gave to all calls of this command; empty for none."""
+    return os.environ.get("SEV_REQUEST_ID", "")
 
 
 @contextmanager

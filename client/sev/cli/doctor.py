@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sev.cli.output import Output
-    from sev.client import Host
     from sev.doctor.gather import Section
 
 _ABOUT = """\
@@ -45,22 +44,24 @@ def build(parser: ArgumentParser) -> None:
 def _doctor(args: Namespace, out: Output) -> int:
     from time import time
 
+    from sev.cli.connection import dial
     from sev.doctor.bundle import files, pack
     from sev.doctor.gather import gather
     from sev.doctor.redact import Redactor
 
-    sections = gather(lambda: _connect(args, out), Redactor(names=args.with_names))
+    sections = gather(lambda: dial(args, out), Redactor(names=args.with_names))
     contents = files(sections, names=args.with_names)
     missing = {f"{one.name}.json": one.missing for one in sections}
+    problems = _problems(sections)
     document: dict[str, object] = {
-        "problems": _problems(sections),
+        "problems": problems,
         "contents": [
             {"name": name, "what": what, "bytes": len(data), "not_seen": missing.get(name) or None}
             for name, what, data in contents
         ],
         "out": args.out,
     }
-    lines = [_problem_text(sections), ""]
+    lines = [_problem_text(problems), ""]
     if args.out is not None:
         out.write_file(args.out, pack(contents, time()), secret=True)
         lines.append(f"wrote {args.out}; in it:")
@@ -72,14 +73,6 @@ def _doctor(args: Namespace, out: Output) -> int:
         lines.append(f"  {name:<22}{what}" + (f": not seen: {why}" if why else f" ({len(data)} bytes)"))
     out.result(document, "\n".join(lines))
     return 0
-
-
-def _connect(args: Namespace, out: Output) -> Host:
-    from sev.client import connect
-
-    host = connect(args.socket, timeout=args.timeout, tls_cert=args.tls_cert, tls_key=args.tls_key, tls_ca=args.tls_ca)
-    out.detail(f"sev: using {host.target.address} ({host.target.why})")
-    return host
 
 
 def _problems(sections: Sequence[Section]) -> list[dict[str, object]]:
@@ -97,10 +90,9 @@ def _problems(sections: Sequence[Section]) -> list[dict[str, object]]:
     return found
 
 
-def _problem_text(sections: Sequence[Section]) -> str:
+def _problem_text(problems: Sequence[dict[str, object]]) -> str:
     from textwrap import wrap
 
-    problems = _problems(sections)
     if not problems:
         return "nothing is wrong that could be seen from here"
     lines = []

@@ -37,7 +37,7 @@ def build_migrate(parser: ArgumentParser) -> None:
 
 
 def _migrate(args: Namespace, out: Output) -> int:
-    from sev.cli.connection import connected, mark_simulated
+    from sev.cli.connection import connected, mark_simulated, name_of_calls
     from sev.cli.report_inputs import sev_roots
     from sev.client import connect
     from sev.migration import migrate
@@ -47,7 +47,7 @@ def _migrate(args: Namespace, out: Output) -> int:
     tls = {"tls_cert": args.tls_cert, "tls_key": args.tls_key, "tls_ca": args.tls_ca} if "dns:" in args.to else {}
     with (
         connected(args, out, mark=False) as source,
-        connect(text("--to", args.to), timeout=args.timeout, **tls) as target,
+        connect(text("--to", args.to), timeout=args.timeout, request_id=name_of_calls(), **tls) as target,
     ):
         guest = migrate(
             source,
