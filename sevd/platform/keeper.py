@@ -72,7 +72,6 @@ class Keeper:
         self._retries = retries
         self._failures = 0
         self._owed = True
-        self._closed = False
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._status: SnpStatusView | None = None
@@ -88,7 +87,6 @@ class Keeper:
 
     async def close(self) -> None:
         """Stops; a command under way is finished by the platform."""
-        self._closed = True  # device work that is taken back ends in an error of its own, not in a cancellation
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -124,7 +122,7 @@ class Keeper:
         )
 
     async def _run(self) -> None:
-        while not self._closed:
+        while True:
             delay = (
                 self._retries[min(self._failures, len(self._retries)) - 1] if self._owed and self._failures else None
             )
@@ -203,7 +201,7 @@ class Keeper:
         self, name: str, command: Callable[[], Awaitable[SnpStatusView]], why: list[str], *, needed: bool
     ) -> SnpStatusView | None:
         """Issues a command, and puts it on record; None if it is not needed, or failed."""
-        if not needed or self._closed:
+        if not needed:
             return None
         began = time.monotonic()
         facts: dict[str, object] = {"method": f"SnpPlatformService/{name}"}
@@ -241,8 +239,6 @@ class Keeper:
             self._committed = status.reported_tcb
 
     def _tell(self, drift: tuple[str, ...], status: SnpStatusView | None) -> None:
-        if self._closed:
-            return
         before, self._drift = self._drift, drift
         self._status = status
         self._changed()

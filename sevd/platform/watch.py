@@ -66,7 +66,6 @@ class PlatformWatch:
         self._gently = gently
         self._seconds = seconds
         self._generation = 0
-        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -75,13 +74,12 @@ class PlatformWatch:
 
     async def close(self) -> None:
         """Stops looking."""
-        self._closed = True  # device work that is taken back ends in an error of its own, not in a cancellation
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        while not self._closed:
+        while True:
             await asyncio.sleep(self._seconds)
             try:
                 await self.look()
