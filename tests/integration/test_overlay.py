@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sev import packets
 from sev.abi import kvm, kvm_run, kvm_sev
 from sev.errors import FirmwareError
 from sev.launch import Snp
 from sev.launch.machine import FOUR_GIB
 from sev.launch.plain import Plain
 from sev.launch.vcpu import Vcpu
-from sev.measurement.plan import LaunchPlan, snp_plan
+from sev.measurement.plan import snp_plan
 from sev.measurement.vcpu_types import signature
 from sevd.simulator.control_client import ControlClient
 from sevd.simulator.overlay import OverlayKernel
 from tests.support.device_files import DeviceFiles, device_files
 from tests.support.needs import need_kvm
-from tests.support.tiny_firmware import DEBUG_PORT, HALT, PRINT, tiny_firmware
+from tests.support.overlay_guests import TYPE, Guest, in_use, run
+from tests.support.tiny_firmware import HALT, PRINT, tiny_firmware
 
-TYPE = "EPYC-v4"
 PAGE = 4096
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -49,61 +41,6 @@ def kernel(served: DeviceFiles) -> Iterator[OverlayKernel]:
     yield made
     made.exit()
     assert in_use(served) == 0
-
-
-def asids(served: DeviceFiles) -> int:
-    """ASIDs in use."""
-    with ControlClient.connect(served.devices / "control.sock") as control:
-        found = packets.table(control.call("host"), "asids")["sev_es"]
-    assert isinstance(found, list)
-    return int(found[1])
-
-
-def in_use(served: DeviceFiles) -> int:
-    """ASIDs in use, once the closed connections are done with."""
-    until = time.monotonic() + 5
-    while asids(served) and time.monotonic() < until:
-        time.sleep(0.01)
-    return asids(served)
-
-
-class Guest:
-    """A launch of tiny firmware, step by step."""
-
-    def __init__(self, kernel: OverlayKernel, served: DeviceFiles, firmware: bytes, vcpus: int = 1) -> None:
-        self.kernel = kernel
-        self.plan: LaunchPlan = snp_plan(firmware, vcpus, vcpu_type=TYPE)
-        self.snp = Snp(kernel, sev_path=str(served.sev))
-        self.snp.create(1 << 20, len(firmware), vcpus, signature(TYPE), self.plan.ap_reset_address)
-
-    def load(self) -> None:
-        """Everything up to LAUNCH_FINISH."""
-        for region in self.plan.regions:
-            if region.data is not None:
-                self.snp.memory(region.gpa, region.size)[:] = region.data
-        self.snp.start(0x30000)
-        for region in self.plan.regions:
-            self.snp.update(region.gpa, region.size, region.page_type)
-
-    def launch(self) -> bytes:
-        """The whole launch; the digest that the firmware has."""
-        self.load()
-        self.snp.finish()
-        return self.kernel.launch_digest(self.snp.vm_fd)
-
-    def vcpu(self, index: int = 0) -> Vcpu:
-        machine = self.snp.machine
-        return Vcpu(self.kernel, machine.vcpu_fds[index], machine.vcpu_mmap_size())
-
-
-def run(vcpu: Vcpu) -> tuple[bytes, kvm_run.Exit]:
-    """What it prints until it does something else, and what that is."""
-    printed = b""
-    while True:
-        found = vcpu.run()
-        if not isinstance(found, kvm_run.PortWrite) or found.port != DEBUG_PORT:
-            return printed, found
-        printed += found.data
 
 
 @pytest.mark.parametrize("text", [b"measured\n", b"something else"])
@@ -298,43 +235,6 @@ def test_rounds_leave_nothing(kernel: OverlayKernel, served: DeviceFiles) -> Non
     assert len(os.listdir(f"{server}/fd")) == there
 
 
-def test_an_owner_that_is_killed_while_its_guest_runs_leaves_nothing(served: DeviceFiles) -> None:
-    """The guest spins; its process is killed in KVM_RUN."""
-    program = textwrap.dedent("""
-        import sys
-        sys.path.insert(0, sys.argv[1])
-        from pathlib import Path
-        from types import SimpleNamespace
-        from sevd.simulator.overlay import OverlayKernel
-        from tests.integration.test_overlay import Guest
-        from tests.support.tiny_firmware import PRINT, tiny_firmware
-
-        devices = Path(sys.argv[2])
-        served = SimpleNamespace(devices=devices, sev=devices / "sev")
-        guest = Guest(OverlayKernel(devices), served, tiny_firmware(bytes.fromhex("ebfe")))
-        guest.launch()
-        print("ready", flush=True)
-        guest.vcpu().run()
-    """)
-    owner = subprocess.Popen(
-        [sys.executable, "-c", program, str(ROOT), str(served.devices)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "ready\n"
-        time.sleep(0.1)
-        assert asids(served) == 1
-        killed = time.monotonic()
-        owner.kill()
-        assert in_use(served) == 0
-        assert time.monotonic() - killed < 1
-    finally:
-        owner.kill()
-        owner.wait()
-        if owner.stdout is not None:
-            owner.stdout.close()
-
-
 def test_every_step_of_the_launch_is_the_models_also_its_errors(kernel: OverlayKernel, served: DeviceFiles) -> None:
     guest = Guest(kernel, served, tiny_firmware(PRINT + HALT, b"x"))
     guest.load()
@@ -345,66 +245,3 @@ def test_every_step_of_the_launch_is_the_models_also_its_errors(kernel: OverlayK
     vcpu = guest.vcpu()
     assert run(vcpu)[0] == b"x"
     vcpu.close()
-
-
-def test_owners_killed_at_random_points_leave_nothing(served: DeviceFiles) -> None:
-    """Processes that launch, run and end guests without a pause are killed at any moment; others go on."""
-    program = textwrap.dedent("""
-        import os, sys
-        sys.path.insert(0, sys.argv[1])
-        from pathlib import Path
-        from types import SimpleNamespace
-        from sevd.simulator.overlay import OverlayKernel
-        from tests.integration.test_overlay import Guest, run
-        from tests.support.tiny_firmware import HALT, PRINT, tiny_firmware
-
-        devices = Path(sys.argv[2])
-        served = SimpleNamespace(devices=devices, sev=devices / "sev")
-
-        def owner():
-            while True:
-                kernel = OverlayKernel(devices)
-                guest = Guest(kernel, served, tiny_firmware(PRINT + HALT, b"x"))
-                guest.launch()
-                vcpu = guest.vcpu()
-                assert run(vcpu)[0] == b"x"
-                vcpu.close()
-                guest.snp.close()
-                kernel.exit()
-
-        for line in sys.stdin:
-            child = os.fork()
-            if not child:
-                owner()
-            print(child, flush=True)
-    """)
-    nursery = subprocess.Popen(
-        [sys.executable, "-c", program, str(ROOT), str(served.devices)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert nursery.stdin is not None
-    assert nursery.stdout is not None
-    rng = random.Random(7)
-    there = len(os.listdir(f"/proc/{served.process.pid}/fd"))
-    try:
-        alive: list[int] = []
-        for _ in range(40):
-            nursery.stdin.write("\n")
-            nursery.stdin.flush()
-            alive.append(int(nursery.stdout.readline()))
-            time.sleep(rng.uniform(0.01, 0.08))
-            if len(alive) > 1:
-                os.kill(alive.pop(rng.randrange(len(alive))), signal.SIGKILL)
-        for pid in alive:
-            os.kill(pid, signal.SIGKILL)
-    finally:
-        os.killpg(nursery.pid, signal.SIGKILL)
-        nursery.wait()
-        nursery.stdin.close()
-        nursery.stdout.close()
-    assert in_use(served) == 0
-    until = time.monotonic() + 5
-    while len(os.listdir(f"/proc/{served.process.pid}/fd")) > there and time.monotonic() < until:
-        time.sleep(0.01)
-    assert len(os.listdir(f"/proc/{served.process.pid}/fd")) <= there
-    assert served.process.poll() is None

@@ -25,6 +25,7 @@ from sevd.simulator.overlay import OverlayKernel, _Vm
 from tests.support import real_mode as rm
 from tests.support.device_files import DeviceFiles, device_files
 from tests.support.needs import need_kvm
+from tests.support.overlay_guests import run
 from tests.support.tiny_firmware import AP_RESET, DEBUG_PORT, HALT, PRINT, SIZE, tiny_firmware
 
 PAGE = 4096
@@ -91,15 +92,6 @@ class Guest:
     def vcpu(self) -> Vcpu:
         machine = self.sev.machine
         return Vcpu(self.kernel, machine.vcpu_fds[0], machine.vcpu_mmap_size())
-
-
-def run(vcpu: Vcpu) -> tuple[bytes, kvm_run.Exit]:
-    printed = b""
-    while True:
-        found = vcpu.run()
-        if not isinstance(found, kvm_run.PortWrite) or found.port != DEBUG_PORT:
-            return printed, found
-        printed += found.data
 
 
 @pytest.mark.parametrize("technology", TECHNOLOGIES)
