@@ -29,9 +29,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sev.audit_trail import stamp
 from sevd.audit_file import TrailFile
 
 if TYPE_CHECKING:
+    from sev.audit_trail import AuditRecord
     from sev.errors import SevError
     from sevd.access.identity import Caller
     from sevd.access.peer import Peer
@@ -149,7 +151,7 @@ class Audit:
         """Records a call of an earlier run, which ended before it could; who called is known by name alone."""
         self._write({"what": "call", "caller": {"owner": owner}, **facts})
 
-    def end(self) -> tuple[list[dict[str, object]], bool]:
+    def end(self) -> tuple[list[AuditRecord], bool]:
         """The last records of the file, and whether these are all; see `TrailFile.end`."""
         with self._lock:
             return self._file.end() if self._file is not None else ([], False)
@@ -210,7 +212,7 @@ class Audit:
     def _add(self, facts: Mapping[str, object]) -> None:
         self._sequence += 1
         whole: dict[str, object] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": stamp(datetime.now(UTC)),
             "sequence": self._sequence,
             "run": self._run,
             "previous": hashlib.sha256(self._last).hexdigest(),

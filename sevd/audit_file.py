@@ -7,11 +7,12 @@ next line, and a new one begun where that is needed. A line that a crash left un
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import stat
 from pathlib import Path
+
+from sev.audit_trail import AuditRecord
 
 TAIL_BYTES = 256 << 10
 """How far back the last record is looked for; a record is shorter by far."""
@@ -44,15 +45,15 @@ class TrailFile:
         self._open()
         self._find_end()
 
-    def end(self) -> tuple[list[dict[str, object]], bool]:
+    def end(self) -> tuple[list[AuditRecord], bool]:
         """The last records, oldest first, as far as TAIL_BYTES go back; and whether these are all that there are."""
         size = os.fstat(self._file).st_size if self._file >= 0 else 0
         if not size:
             return [], not self._aside(1).exists()
         start = max(0, size - TAIL_BYTES)
         lines = os.pread(self._file, TAIL_BYTES, start).split(b"\n")
-        found = [_parsed(line) for line in lines[bool(start) :]]
-        return [one for one in found if one], not start and not self._aside(1).exists()
+        found = [AuditRecord.decode(line) for line in lines[bool(start) :]]
+        return [one for one in found if one.facts], not start and not self._aside(1).exists()
 
     def look(self) -> str:
         """What somebody else did to the file since the last line: "renamed", "removed", "truncated", or nothing.
@@ -125,10 +126,8 @@ class TrailFile:
                 return
         lines = [line for line in tail.split(b"\n") if line]
         self.last = lines[-1] if lines else b""
-        for line in reversed(lines):
-            self.sequence = _sequence(line)
-            if self.sequence:
-                return
+        numbers = (AuditRecord.decode(line).sequence for line in reversed(lines))
+        self.sequence = next((number for number in numbers if number > 0), 0)
 
     def _aside(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
@@ -148,17 +147,3 @@ class TrailFile:
             return
         self.close()
         self._open()
-
-
-def _parsed(line: bytes) -> dict[str, object]:
-    """The record of a line; nothing for a line that is none."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _sequence(line: bytes) -> int:
-    number = _parsed(line).get("sequence")
-    return number if isinstance(number, int) and number > 0 else 0

@@ -10,7 +10,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from sev.audit_trail import stamp
+
 if TYPE_CHECKING:
+    from sev.audit_trail import AuditRecord
     from sevd.audit import Audit
     from sevd.journal import Entry, Journal
 
@@ -27,7 +30,7 @@ def recover(audit: Audit, journal: Journal) -> int:
     records, whole = audit.end()
     if not records and not whole:
         return 0  # nothing can be told: the trail was taken away
-    known = {(_owner(record), record.get("request_id")) for record in records}
+    known = {(record.caller, str(record.facts.get("request_id", ""))) for record in records}
     # What began before the records that were looked at may be among those that were not. Times of records are cut off.
     since = 0.0 if whole else _seconds(records[0]) + 0.001
     missing = [one for one in entries if one.begun >= since and (one.owner, one.request_id) not in known]
@@ -37,7 +40,7 @@ def recover(audit: Audit, journal: Journal) -> int:
 
 
 def _facts(entry: Entry) -> dict[str, object]:
-    began = datetime.fromtimestamp(entry.begun, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    began = stamp(datetime.fromtimestamp(entry.begun, UTC))
     facts: dict[str, object] = {"method": entry.method.rpartition(".")[2], "request_id": entry.request_id}
     if entry.outcome is None:
         facts["result"] = "unknown"
@@ -49,13 +52,8 @@ def _facts(entry: Entry) -> dict[str, object]:
     return {**facts, "message": MESSAGE, "began": began}
 
 
-def _owner(record: dict[str, object]) -> object:
-    who = record.get("caller")
-    return who.get("owner") if isinstance(who, dict) else None
-
-
-def _seconds(record: dict[str, object]) -> float:
+def _seconds(record: AuditRecord) -> float:
     try:
-        return datetime.fromisoformat(str(record.get("time"))).timestamp()
+        return datetime.fromisoformat(record.time).timestamp()
     except ValueError:
         return float("inf")

@@ -37,7 +37,7 @@ def _to_its_end(path: str, file: int) -> Iterator[AuditRecord]:
         if data:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                yield AuditRecord.parse(line.decode("utf-8", "replace"))
+                yield AuditRecord.decode(line)
             rest = rest[-LINE_BYTES:]
         elif replaced:
             return

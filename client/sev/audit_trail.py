@@ -56,6 +56,11 @@ class AuditRecord:
             found = None
         return cls(line, found if isinstance(found, dict) else {})
 
+    @classmethod
+    def decode(cls, line: bytes) -> AuditRecord:
+        """The same of a line as it lies in the file, without its line break."""
+        return cls.parse(line.decode("utf-8", "replace"))
+
     @property
     def sequence(self) -> int:
         """Its number; 0 if it has none."""
@@ -144,7 +149,7 @@ def stamp(moment: datetime) -> str:
     """A time as records have it: to be compared as text."""
     from datetime import UTC
 
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def open_files(path: str) -> list[BinaryIO]:
@@ -180,7 +185,7 @@ def records(files: Iterable[BinaryIO]) -> Iterator[AuditRecord]:
     for file in files:
         with file:
             while line := file.readline(LINE_BYTES + 1):
-                yield _record(line.rstrip(b"\n"))
+                yield AuditRecord.decode(line.rstrip(b"\n"))
 
 
 def newest_first(files: Sequence[BinaryIO]) -> Iterator[AuditRecord]:
@@ -195,14 +200,10 @@ def newest_first(files: Sequence[BinaryIO]) -> Iterator[AuditRecord]:
                 start = max(0, end - _PIECE_BYTES)
                 file.seek(start)
                 first, *lines = (file.read(end - start) + rest).split(b"\n")
-                yield from (_record(line) for line in reversed(lines) if line)
+                yield from (AuditRecord.decode(line) for line in reversed(lines) if line)
                 rest, end = first[-LINE_BYTES:], start
             if rest:
-                yield _record(rest)
-
-
-def _record(line: bytes) -> AuditRecord:
-    return AuditRecord.parse(line.decode("utf-8", "replace"))
+                yield AuditRecord.decode(rest)
 
 
 @mutable_record

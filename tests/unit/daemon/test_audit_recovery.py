@@ -97,3 +97,17 @@ def test_a_trail_that_was_put_aside_whole_tells_nothing(tmp_path: Path) -> None:
     (tmp_path / "audit").rename(tmp_path / "audit.1")
     (tmp_path / "audit").touch()
     assert start(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ['{"request_id":["a"]}', '{"caller":{"owner":{}}}', '{"time":[1]}', "[" * 9000, "\0"],
+    ids=["request id", "owner", "time", "deep", "zero"],
+)
+def test_a_line_that_somebody_else_wrote_keeps_no_daemon_from_its_start(tmp_path: Path, foreign: str) -> None:
+    act(tmp_path, "a")
+    act(tmp_path, "lost", record=False)
+    with (tmp_path / "audit").open("a") as file:
+        file.write(f"{foreign}\n")
+    with closing(Journal(tmp_path / "journal")) as journal, closing(Audit(tmp_path / "audit")) as audit:
+        assert recover(audit, journal) == 1
