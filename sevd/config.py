@@ -93,13 +93,13 @@ def resolved(settings: Settings, uid: int, environ: Mapping[str, str]) -> Settin
         out = replace(out, audit_file=out.state_dir / "audit.jsonl")
     if out.simulator is None and not out.simulate:
         out = replace(out, simulator=simulator_of(out.sev_device))
+    real = uid == 0 and not out.simulate and out.simulator is None
     if out.certificate_table is None:
         assert out.state_dir is not None
         # A simulated host's certificates must never lie where VMMs of the real one look for theirs.
-        real = uid == 0 and not out.simulate and out.simulator is None
         table = run / "certs.bin" if real else out.state_dir / "certs.bin"
         out = replace(out, certificate_table=table)
-    return _with_sources(out, run, real=uid == 0 and not out.simulate and out.simulator is None)
+    return _with_sources(out, run, real=real)
 
 
 def _with_sources(settings: Settings, run: Path, *, real: bool) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sev.records import record
+from sevd.logs import FORMATS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ SETTINGS: tuple[Setting, ...] = (
             "days", 0, 3650),
     Setting("logs.format", "log_format", "text", "How logs are written to stderr. auto: as fields where it is the "
             "system's journal, as text on a terminal, as JSON lines elsewhere.", "None.",
-            words=("auto", "text", "json", "journal")),
+            words=FORMATS),
     Setting("audit.file", "audit_file", "path", "The file of the audit trail; records go to the log as well.",
             "Whoever can write there can change the trail from then on."),
     Setting("audit.file_bytes", "audit_file_bytes", "number", "Size at which an audit file is put aside.",
