@@ -34,9 +34,21 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
     Raises:
         UsageError: A path cannot be bound, or what systemd passed cannot be used. What was bound is closed again.
     """
-    given = passed(environ)
-    if given:
-        return _with_metrics(_with_remote(given, settings), settings)
+    out = passed(environ)
+    try:
+        if not out:
+            _add_local(out, settings)
+        _add_remote(out, settings)
+        _add_metrics(out, settings)
+    except UsageError:
+        for listener in out:
+            listener.close()
+        raise
+    return out
+
+
+def _add_local(listeners: list[Listener], settings: Settings) -> None:
+    """The sockets of the configuration. Raises UsageError as `sockets`."""
     group = gid_of(settings.socket_group) if os.geteuid() == 0 and settings.socket_group else None
     wanted: list[tuple[Path | None, Kind]] = [
         (settings.socket, CLIENT),
@@ -44,62 +56,42 @@ def sockets(settings: Settings, environ: Mapping[str, str]) -> list[Listener]:
         (settings.admin_socket, ADMIN),
         (settings.fd_socket, FD),
     ]
-    out: list[Listener] = []
-    try:
-        for path, kind in wanted:
-            if kind is FD and path is not None and len(os.fsencode(path)) > MAX_PATH_BYTES:
-                # It stands beside another socket, whose own path may be as long as can be.
-                log.warning("no descriptors are passed: %s is too long for a socket's path", path)
-            elif path is not None:
-                _make_directory(path.parent)
-                out.append(bind(path, kind, group=group if kind is not ADMIN else None))
-    except UsageError:
-        for listener in out:
-            listener.close()
-        raise
-    if all(listener.kind is FD for listener in out):
-        for listener in out:
-            listener.close()
+    for path, kind in wanted:
+        if kind is FD and path is not None and len(os.fsencode(path)) > MAX_PATH_BYTES:
+            # It stands beside another socket, whose own path may be as long as can be.
+            log.warning("no descriptors are passed: %s is too long for a socket's path", path)
+        elif path is not None:
+            _make_directory(path.parent)
+            listeners.append(bind(path, kind, group=group if kind is not ADMIN else None))
+    if all(listener.kind is FD for listener in listeners):
         raise UsageError("no socket to listen on", field="socket", remedy="Name one with --socket.")
-    return _with_metrics(_with_remote(out, settings), settings)
 
 
-def _with_remote(listeners: list[Listener], settings: Settings) -> list[Listener]:
-    """The listeners, and that of remote callers: passed, configured, or none. Raises UsageError as `sockets`."""
+def _add_remote(listeners: list[Listener], settings: Settings) -> None:
+    """The socket of remote callers: passed, configured, or none. Raises UsageError as `sockets`."""
     given = next((one for one in listeners if one.kind is MTLS), None)
     if given is not None:
         given.socket.listen(REMOTE_BACKLOG)
-    if given is not None or not settings.remote_listen:
-        return listeners
-    # Loaded where there are remote callers alone.
-    from sevd import remote_listening
+    elif settings.remote_listen:
+        # Loaded where there are remote callers alone.
+        from sevd import remote_listening
 
-    try:
-        return [*listeners, remote_listening.listen(settings.remote_listen)]
-    except UsageError:
-        for listener in listeners:
-            listener.close()
-        raise
+        listeners.append(remote_listening.listen(settings.remote_listen))
 
 
-def _with_metrics(listeners: list[Listener], settings: Settings) -> list[Listener]:
-    """The listeners, and that of metrics: passed, configured, or none. Raises UsageError as `sockets`."""
-    try:
-        found = next((one for one in listeners if one.kind is METRICS), None)
-        if found is None and not settings.metrics_listen:
-            return listeners
-        # Loaded where metrics are served alone.
-        from sevd.metrics import serving
+def _add_metrics(listeners: list[Listener], settings: Settings) -> None:
+    """The socket of metrics: passed, configured, or none. Raises UsageError as `sockets`."""
+    given = next((one for one in listeners if one.kind is METRICS), None)
+    if given is None and not settings.metrics_listen:
+        return
+    # Loaded where metrics are served alone.
+    from sevd.metrics import serving
 
-        serving.check_library()
-        if found is None:
-            return [*listeners, Listener(serving.listen(settings.metrics_listen), METRICS)]
-        serving.check_loopback(found.socket)
-    except UsageError:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
+    serving.check_library()
+    if given is None:
+        listeners.append(Listener(serving.listen(settings.metrics_listen), METRICS))
+    else:
+        serving.check_loopback(given.socket)
 
 
 def _make_directory(path: Path) -> None:
