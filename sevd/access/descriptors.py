@@ -184,11 +184,10 @@ class Descriptors:
 
     def _hear(self, connection: _Connection, name: str) -> None:
         account = self._accounts.get(connection.caller.owner) or connection.account
-        if self._turns.allowance(account)[0] <= 0:
+        if wait := self._turns.take(account, self._turns.call_seconds):
             self._loop.remove_reader(connection.sock.fileno())
-            self._loop.call_later(self._turns.wait(account), self._listen, connection, name)
+            self._loop.call_later(wait, self._listen, connection, name)
             return
-        self._turns.charge(account, self._turns.call_seconds, 0)
         fds: list[int] = []
         started, target, request_id = time.monotonic(), "", fresh_request_id()
         failure: SevError | None = None

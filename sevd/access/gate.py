@@ -298,11 +298,7 @@ class Gate:
             self._ended(connection)
 
         def turn() -> float:
-            allowed, _ = self.turns.allowance(connection.account)
-            if allowed <= 0:
-                return self.turns.wait(connection.account)
-            self.turns.charge(connection.account, CONNECTION_SECONDS, 0)
-            return 0.0
+            return self.turns.take(connection.account, CONNECTION_SECONDS)
 
         connection.relay = Greeting(self._loop, client, greeted, lost, turn=turn)
         return connection.name

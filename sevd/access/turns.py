@@ -116,6 +116,13 @@ class Turns:
                 self.call_seconds = min(max((self.call_seconds + measured) / 2, _LEAST), _MOST)
                 self._calls, self._used = 0, used
 
+    def take(self, account: Account, seconds: float) -> float:
+        """Charges what costs so much if an identity's turn has come, and answers 0; else seconds until it may come."""
+        if self.allowance(account)[0] <= 0:
+            return self.wait(account)
+        self.charge(account, seconds, 0)
+        return 0.0
+
     def wait(self, account: Account) -> float:
         """Seconds until an identity may cost something again."""
         now = self._clock()
