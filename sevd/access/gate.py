@@ -267,8 +267,8 @@ class Gate:
         error.reason = "NOT_RECORDED"
         self.audit.connection_refused("", None, error)
 
-    def enter(self, listener: Listener, client: End, peer: Peer | RemotePeer, caller: Caller) -> str:
-        """Joins a connection whose caller is known to the server, and takes it over; its name among `connections`.
+    def enter(self, listener: Listener, client: End, peer: Peer | RemotePeer, caller: Caller) -> Connection:
+        """Joins a connection whose caller is known to the server, and takes it over.
 
         Raises:
             LimitReached: There are too many.
@@ -301,7 +301,7 @@ class Gate:
             return self.turns.take(connection.account, CONNECTION_SECONDS)
 
         connection.relay = Greeting(self._loop, client, greeted, lost, turn=turn)
-        return connection.name
+        return connection
 
     def _join(self, connection: Connection, client: End, name: str, first: bytes, deadline: float) -> None:
         """Dials the server and starts the relay; tries again while the server's own queue is full."""

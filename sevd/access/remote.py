@@ -14,7 +14,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,14 +66,14 @@ class Gate(Protocol):
     def policy(self) -> AccessPolicy:
         """The policy that holds now."""
 
-    def enter(self, listener: Listener, client: TlsSocket, peer: RemotePeer, caller: Caller) -> str:
-        """Admits a connection within the limits, and takes it over; its name. Raises SevError, OSError."""
+    def enter(self, listener: Listener, client: TlsSocket, peer: RemotePeer, caller: Caller) -> Connection:
+        """Admits a connection within the limits, and takes it over. Raises SevError, OSError."""
 
     def judged(self, connection: Connection, caller: Caller | None) -> None:
         """An open connection has another caller now; None: it is closed."""
 
-    def remote_connections(self) -> Iterable[Connection]:
-        """Those that are open over TLS."""
+    def remote_connections(self) -> list[Connection]:
+        """Those that are open over TLS, now."""
 
 
 class Remote:
@@ -194,7 +194,7 @@ class Remote:
             names, facts = peer.names, peer.certificate.facts()
             caller = self.judge(peer, one.listener.kind)
             _prepare(one.shaken)
-            name = self._gate.enter(one.listener, TlsSocket(one.shaken), peer, caller)
+            connection = self._gate.enter(one.listener, TlsSocket(one.shaken), peer, caller)
         except SevError as error:
             # Before the end is said, so that whoever sees it finds the record.
             self._refusals.record(socket_name, error, one.address, names, facts)
@@ -205,7 +205,7 @@ class Remote:
             one.shaken.close()
             return
         left = (peer.certificate.not_after - datetime.now(UTC)).total_seconds()
-        peer.expiry = self._loop.call_later(max(left, 0), self._expire, name)
+        peer.expiry = self._loop.call_later(max(left, 0), self._expire, connection)
         serial = facts["serial"]
         log.info("connection admitted socket=%s address=%s serial=%s %s", socket_name, one.address, serial, caller.text)
 
@@ -221,10 +221,8 @@ class Remote:
                 names, facts = certificate.names, certificate.facts()
         self._refusals.record(one.listener.kind.name, error, one.address, names, facts)
 
-    def _expire(self, name: str) -> None:
-        for connection in tuple(self._gate.remote_connections()):
-            if connection.name == name:
-                self._end(connection, RemoteRefused("CERTIFICATE_EXPIRED"))
+    def _expire(self, connection: Connection) -> None:
+        self._end(connection, RemoteRefused("CERTIFICATE_EXPIRED"))
 
     def _end(self, connection: Connection, error: RemoteRefused) -> None:
         """Closes a connection that was admitted."""
@@ -238,11 +236,11 @@ class Remote:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            for connection in tuple(self._gate.remote_connections()):
+            for connection in self._gate.remote_connections():
                 peer = connection.peer
                 # Timers do not see that the clock was set.
                 if isinstance(peer, RemotePeer) and peer.certificate.expired():
-                    self._expire(connection.name)
+                    self._expire(connection)
             self._warn()
             if self._renewing is None and await asyncio.to_thread(self._settings.files.stamp) != self._stamp:
                 self._renewing = self._loop.create_task(self._renew())
@@ -287,7 +285,7 @@ class Remote:
             self._tell(
                 "access.credentials", f"certificates for remote callers were read: serial {serial}, until {until}"
             )
-            for connection in tuple(self._gate.remote_connections()):
+            for connection in self._gate.remote_connections():
                 self.judge_again(connection)
 
 
