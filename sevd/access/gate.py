@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -63,6 +64,8 @@ DIAL_PAUSE_SECONDS = 0.01
 
 PAUSE_SECONDS = 0.1
 """How long nothing is accepted after the process ran out of descriptors or memory."""
+
+_BUSY = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # the server's queue is full, or no descriptor is left
 
 log = logging.getLogger(__name__)
 
@@ -289,8 +292,12 @@ class Gate:
         self.connections[connection.name] = connection
         self._empty.clear()
 
-        def greeted(first: bytes) -> None:
-            self._join(connection, client, name, first, self._loop.time() + DIAL_SECONDS)
+        deadline = 0.0
+
+        def greeted(first: bytes) -> float:
+            nonlocal deadline
+            deadline = deadline or self._loop.time() + DIAL_SECONDS
+            return self._join(connection, client, name, first, deadline)
 
         def lost(why: str) -> None:
             if why:
@@ -303,21 +310,17 @@ class Gate:
         connection.relay = Greeting(self._loop, client, greeted, lost, turn=turn)
         return connection
 
-    def _join(self, connection: Connection, client: End, name: str, first: bytes, deadline: float) -> None:
-        """Dials the server and starts the relay; tries again while the server's own queue is full."""
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    def _join(self, connection: Connection, client: End, name: str, first: bytes, deadline: float) -> float:
+        """Dials the server and starts the relay; seconds after which to try again where it is only busy."""
         try:
-            server.bind(f"\0{name}")
-            server.connect(self._backend)
+            server = self._dial(name)
         except OSError as error:
-            server.close()
-            if isinstance(error, BlockingIOError) and self._loop.time() < deadline and self._listeners:
-                self._loop.call_later(DIAL_PAUSE_SECONDS, self._join, connection, client, name, first, deadline)
-                return
+            if error.errno in _BUSY and self._loop.time() < deadline and self._listeners:
+                return DIAL_PAUSE_SECONDS
             log.error("the server cannot be reached: %s", os.strerror(error.errno or 0))
             client.close()
             self._ended(connection)
-            return
+            return 0.0
 
         def received() -> None:
             account = connection.account
@@ -335,6 +338,18 @@ class Gate:
         relay = Relay(self._loop, client, server, lambda: self._ended(connection), inbound)
         if connection.name in self.connections:
             connection.relay = relay
+        return 0.0
+
+    def _dial(self, name: str) -> socket.socket:
+        """A connection to the server from a socket of this name. Raises OSError."""
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            server.bind(f"\0{name}")
+            server.connect(self._backend)
+        except OSError:
+            server.close()
+            raise
+        return server
 
     def _empty_out(self, account: Account, most: int) -> None:
         """Ends the connections of an identity whose messages fill the memory and never become whole."""

@@ -31,7 +31,8 @@ class Greeting:
     Args:
         loop: The event loop.
         client: The caller's end, non-blocking; becomes another's with `done`.
-        done: Called with the preface and what came with it.
+        done: Called with the preface and what came with it; answers after how many seconds to call it again, if the end
+            could not be taken over yet.
         turn: Called before: seconds for which the connection has to wait still; 0: its turn has come.
         lost: Called with why there will be none: "" if the caller went away. The end is closed.
     """
@@ -42,7 +43,7 @@ class Greeting:
         self,
         loop: asyncio.AbstractEventLoop,
         client: End,
-        done: Callable[[bytes], None],
+        done: Callable[[bytes], float | None],
         lost: Callable[[str], None],
         *,
         turn: Callable[[], float] = lambda: 0.0,
@@ -88,8 +89,14 @@ class Greeting:
         if wait:
             self._timer = self._loop.call_later(wait, self._go_on)
             return
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        wait = self._done(self._got)
+        if wait:
+            self._timer = self._loop.call_later(wait, self._hand_over)
+            return
         self._over = True
-        self._done(self._got)
 
     def _unstick(self) -> None:
         if not self._over:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -245,3 +246,42 @@ async def test_a_backend_that_is_gone_ends_the_connection(tmp_path: Path) -> Non
         assert await heard(reader) == b""
         writer.close()
         assert out.connections == {}
+
+
+async def test_who_waits_for_the_server_can_still_be_let_go(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as before:
+        server.bind(os.fspath(tmp_path / "b"))
+        server.listen(0)
+        before.connect(os.fspath(tmp_path / "b"))  # and nobody else has room
+        audit = Audit(tmp_path / "audit.jsonl")
+        out = Gate(os.fspath(tmp_path / "b"), AccessPolicy({ME: Role.LAUNCHER}), audit)
+        out.open([bind(tmp_path / "s", CLIENT)])
+        try:
+            reader, writer = await connect(tmp_path)
+            await asyncio.sleep(0.1)
+            assert len(out.connections) == 1
+            out.replace(AccessPolicy(), GateLimits())
+            assert out.connections == {}
+            assert await heard(reader) == b""
+            await hang_up(writer)
+        finally:
+            out.close()
+            audit.close()
+            CLIENTS.clear()
+
+
+async def test_without_descriptors_for_the_server_callers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gate(tmp_path) as (out, _):
+        real, failures = out._dial, [errno.EMFILE, errno.ENFILE]
+
+        def dial(name: str) -> socket.socket:
+            if failures:
+                number = failures.pop()
+                raise OSError(number, os.strerror(number))
+            return real(name)
+
+        monkeypatch.setattr(out, "_dial", dial)
+        reader, writer = await connect(tmp_path)
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+        assert not failures
+        writer.close()
