@@ -105,8 +105,7 @@ class Remote:
         """Those under way."""
         self._refusals = RemoteRefusals(audit)
         self._warned: set[str] = set()
-        self._take_credentials(credentials)
-        self._stamp = settings.files.stamp()
+        self._take(credentials)
         self._renewing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = self._loop.create_task(self._look())
 
@@ -123,8 +122,7 @@ class Remote:
         self._settings = settings
         self.handshakes.seconds = settings.handshake_seconds
         self.handshakes.most = settings.handshakes
-        self._stamp = settings.files.stamp()
-        self._take_credentials(credentials)
+        self._replace(credentials)
 
     def ends(self) -> dict[str, float]:
         """When the daemon's certificate and the first of the lists run out, in seconds since 1970."""
@@ -266,27 +264,28 @@ class Remote:
                 self._tell("access.credentials_refused", error.message)
         else:
             if settings is self._settings:  # else a reload has been faster
-                self._stamp = stamp
-                self._take_credentials(credentials)
+                self._replace(credentials)
         finally:
             self._renewing = None
 
-    def _take_credentials(self, credentials: Credentials) -> None:
-        first = not hasattr(self, "_credentials")
+    def _replace(self, credentials: Credentials) -> None:
+        """Uses other credentials from here on, for those who are connected, too."""
+        self._tell("access.credentials", f"certificates for remote callers were read: {self._take(credentials)}")
+        for connection in self._gate.remote_connections():
+            self.judge_again(connection)
+
+    def _take(self, credentials: Credentials) -> str:
+        """Uses these credentials for handshakes from here on; which they are, in words."""
         watched(credentials.context)
         self._credentials = credentials
+        self._stamp = credentials.stamp
         self._warned.clear()
         for warning in credentials.warnings():
             log.warning("%s", warning)
         own = credentials.certificate
         serial, until = f"{own.serial_number:x}", f"{own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         log.info("remote callers: certificate serial=%s until=%s", serial, until)
-        if not first:
-            self._tell(
-                "access.credentials", f"certificates for remote callers were read: serial {serial}, until {until}"
-            )
-            for connection in self._gate.remote_connections():
-                self.judge_again(connection)
+        return f"serial {serial}, until {until}"
 
 
 def _prepare(tls: socket.socket) -> None:

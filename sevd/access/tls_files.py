@@ -78,6 +78,7 @@ class Credentials:
         certificate: The daemon's own certificate.
         authorities: Whose certificates clients have.
         lists: Revocation lists.
+        stamp: That of the files, from before they were read: what changed meanwhile is seen as a change.
         stale: What is out of date, in sentences.
     """
 
@@ -85,6 +86,7 @@ class Credentials:
     certificate: x509.Certificate
     authorities: tuple[x509.Certificate, ...]
     lists: tuple[x509.CertificateRevocationList, ...]
+    stamp: tuple[object, ...]
     stale: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
@@ -145,6 +147,7 @@ def load(files: TlsFiles, *, now: datetime | None = None, stale: bool = False) -
         UsageError: A file cannot be read or used; `field` is its setting, such as "remote.key".
     """
     now = now or datetime.now(UTC)
+    stamp = files.stamp()
     chain = _read("certificate", files.certificate, FILE_BYTES)
     key = _read("key", files.key, FILE_BYTES, secret=True, credentials=files.credentials)
     bundle = _read("client_ca", files.client_ca, FILE_BYTES)
@@ -167,7 +170,7 @@ def load(files: TlsFiles, *, now: datetime | None = None, stale: bool = False) -
                 context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         except (ssl.SSLError, OSError) as error:
             raise _bad("client_ca", files.client_ca, f"OpenSSL does not take it: {error}") from None
-    return Credentials(context, certificates[0], authorities, lists, tuple(one.message for one in old))
+    return Credentials(context, certificates[0], authorities, lists, stamp, tuple(one.message for one in old))
 
 
 def _context() -> ssl.SSLContext:
