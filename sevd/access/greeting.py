@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sevd.access.frames import PREFACE
-from sevd.access.relay import STUCK_SECONDS, Stuck
+from sevd.access.relay import BUFFER, STUCK_SECONDS, Stuck
 
 if TYPE_CHECKING:
     from sevd.access.relay import End
@@ -21,8 +21,6 @@ SECONDS = 10.0
 
 FIRST_BYTES = 64 << 10
 """Most that is received with it."""
-
-_SHARED = memoryview(bytearray(FIRST_BYTES))
 
 
 class Greeting:
@@ -65,7 +63,7 @@ class Greeting:
 
     def _readable(self) -> None:
         try:
-            size = self._client.recv_into(_SHARED)
+            size = self._client.recv_into(BUFFER[:FIRST_BYTES])
         except Stuck:
             self._loop.remove_reader(self._client.fileno())
             self._loop.call_later(STUCK_SECONDS, self._unstick)
@@ -77,7 +75,7 @@ class Greeting:
         if not size:
             self._let_go("")
             return
-        self._got += bytes(_SHARED[:size])
+        self._got += bytes(BUFFER[:size])
         if self._got.startswith(PREFACE):
             self._stop()
             self._go_on()

@@ -9,16 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from sevd.access.frames import PREFACE, Frames
-from sevd.access.relay import BUFFER_BYTES, BULK_BYTES, SEND_BYTES, STUCK_SECONDS, Stuck
+from sevd.access.relay import BUFFER, BULK_BYTES, SEND_BYTES, STUCK_SECONDS, Stuck
 from sevd.access.turns import EVENT_SECONDS
 
 if TYPE_CHECKING:
     from sevd.access.accounts import Account
     from sevd.access.relay import End, Relay
     from sevd.access.turns import Turns
-
-_SHARED = bytearray(BUFFER_BYTES)  # one for all: its content never outlives the callback that filled it
-_VIEW = memoryview(_SHARED)
 
 
 class Holder(Protocol):
@@ -104,7 +101,7 @@ class Inbound:
             self._line_up()
             return
         try:
-            size = self._receive(_VIEW)
+            size = self._receive(BUFFER)
         except Stuck:
             self._pause(STUCK_SECONDS)
             return
@@ -120,16 +117,16 @@ class Inbound:
             self._bulk = True
             with contextlib.suppress(OSError):
                 self._target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-        cleared = self._clear(_VIEW[:size], allowance)
+        cleared = self._clear(BUFFER[:size], allowance)
         try:
-            sent = self._send(_VIEW[:cleared]) if cleared else 0
+            sent = self._send(BUFFER[:cleared]) if cleared else 0
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             self._relay.close()
             return
         if sent < size:
-            self._pending, self._cleared = memoryview(bytes(_VIEW[sent:size])), cleared - sent
+            self._pending, self._cleared = memoryview(bytes(BUFFER[sent:size])), cleared - sent
             self._wait()
 
     def _clear(self, data: memoryview, allowance: tuple[float, int]) -> int:

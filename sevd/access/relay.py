@@ -42,8 +42,9 @@ STUCK_SECONDS = 0.05
 LINGER_SECONDS = 5.0
 """How long a client may keep its side open after the server has closed its own."""
 
-_SHARED = bytearray(BUFFER_BYTES)  # one for all: its content never outlives the callback that filled it
-_VIEW = memoryview(_SHARED)
+BUFFER = memoryview(bytearray(BUFFER_BYTES))
+"""What every end is received into: its content never outlives the callback that filled it."""
+
 _FLAGS = 0x03  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
@@ -165,7 +166,7 @@ class _Direction:
             self._splice_in()
             return
         try:
-            size = self._receive(_VIEW)
+            size = self._receive(BUFFER)
         except Stuck:
             self._loop.remove_reader(self._source.fileno())
             self._timer = self._loop.call_later(STUCK_SECONDS, self._unstick)
@@ -179,14 +180,14 @@ class _Direction:
             self._end()
             return
         try:
-            sent = self._send(_VIEW[:size])
+            sent = self._send(BUFFER[:size])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             self._relay.close()
             return
         if sent < size:
-            self._pending = memoryview(bytes(_VIEW[sent:size]))
+            self._pending = memoryview(bytes(BUFFER[sent:size]))
             self._wait_for_target()
         if size >= BULK_BYTES and self._splicing:
             self._open_pipe()
