@@ -116,12 +116,11 @@ def _fast(
         except SevError as error:
             raw = error
         finally:
-            connection.calls -= 1
-            connection.account.calls -= 1
+            frame.count_out(connection)
         if raw == b"":
-            connection.account.delivered += PREFIX_BYTES
             answer = cached(attribute)
             if answer is not None:
+                connection.account.delivered += PREFIX_BYTES
                 count[0] += 1
                 return answer
         return await slow(unused, context, raw)
@@ -134,7 +133,7 @@ def _unary(frame: Frame, method: Method, function: Unary) -> Callable[..., Await
         trace, peer = begin(method.name, context), context.peer()
         connection = None
         try:
-            connection = frame.enter(peer, method.role, method.name)
+            connection = frame.enter(peer, method.role, method.name, known=got is not None)
             caller = connection.caller
             if isinstance(got, SevError):
                 raise got

@@ -98,8 +98,11 @@ class Frame:
         self._settle = settle
         self._refusals = refusals or Refusals(lambda owner, reason, count: None)
 
-    def enter(self, peer: str, role: Role | None, name: str, *, stream: bool = False) -> Connection:
-        """Who calls, counted in; to be followed by `leave`. A `stream` of answers is one that a stop does not wait for.
+    def enter(
+        self, peer: str, role: Role | None, name: str, *, stream: bool = False, known: bool = False
+    ) -> Connection:
+        """Who calls, counted in; to be followed by `leave`. A `stream` of answers is one that a stop does not wait for;
+        a `known` call is one that was counted as arrived before.
 
         Raises:
             Unreachable: The connection has ended, or never was one of ours.
@@ -110,7 +113,8 @@ class Frame:
         if connection is None:
             raise Unreachable(_NO_CONNECTION, remedy="Connect again, to the daemon's socket.")
         caller, account = connection.caller, connection.account
-        account.arrived += 1
+        if not known:
+            account.arrived += 1
         call = CURRENT.get()
         if call is not None:
             call.owner = caller.owner
@@ -134,6 +138,15 @@ class Frame:
 
     def leave(self, connection: Connection, *, stream: bool = False) -> None:
         """Counts a call out."""
+        self.count_out(connection)
+        self.in_flight -= 1
+        if not stream:
+            self._unary -= 1
+            if not self._unary:
+                self._idle.set()
+
+    def count_out(self, connection: Connection) -> None:
+        """Takes a call off what its connection and its identity have in flight."""
         connection.calls -= 1
         account = connection.account
         account.calls -= 1
@@ -141,11 +154,6 @@ class Frame:
             account.delivered = account.received  # nothing can wait for a call that there is not
             if not connection.open:
                 self._settle(account)
-        self.in_flight -= 1
-        if not stream:
-            self._unary -= 1
-            if not self._unary:
-                self._idle.set()
 
     def read(self, method: Method, raw: bytes, trace: Trace) -> Any:
         """The request, with what holds for every method checked.
