@@ -113,7 +113,7 @@ class _Collector:
 
 
 @contextlib.contextmanager
-def _counted(frame: Frame, connection: Connection, path: str) -> Iterator[None]:
+def _counted(frame: Frame, connection: Connection, trace: Trace, path: str) -> Iterator[None]:
     """Around a call that was let in."""
     code = "OK"
     try:
@@ -123,7 +123,8 @@ def _counted(frame: Frame, connection: Connection, path: str) -> Iterator[None]:
         raise
     finally:
         frame.leave(connection, stream=True)
-        frame.tally.call(path[1:], code, None)
+        if trace.error is None:  # else it was counted as refused
+            frame.tally.call(path[1:], code, None)
 
 
 def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable[None]] | None) -> Handler:
@@ -131,18 +132,16 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
     name, role = path.rpartition(".")[2], FOREIGN[path]
     inner = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
 
-    async def enter(context: Context) -> Connection:
-        trace, peer = begin(name, context), context.peer()
+    async def enter(context: Context) -> tuple[Connection, Trace]:
+        trace, peer = begin(name, context, stream=True), context.peer()
         try:
             connection = frame.connections.get(peer)
             if connection is not None and connection.listener.kind.remote and path in LOCAL:
                 raise NotPermitted(f"{name} is for callers of this machine alone", remedy="Use the published protos.")
-            return frame.enter(peer, role, name, stream=True)
+            return frame.enter(peer, role, name, stream=True), trace
         except SevError as error:
-            lost = frame.failed(error, name, trace)
-            frame.record(frame.connections.get(peer), trace, mutating=False)
-        await context.abort(lost.code, lost.message, lost.trailer)
-        raise AssertionError("abort raises")
+            await refuse(context, frame.connections.get(peer), trace, error)
+            raise AssertionError("abort raises") from error
 
     def decoded(raw: bytes) -> Any:
         try:
@@ -150,41 +149,40 @@ def _guard(frame: Frame, path: str, handler: Any, before: Callable[[], Awaitable
         except Exception:
             raise MalformedInput(f"the request is none of {name}", remedy="Use the published protos.") from None
 
-    async def refuse(context: Context, connection: Connection, error: SevError) -> None:
-        trace = Trace(name, stream=True)
+    async def refuse(context: Context, connection: Connection | None, trace: Trace, error: SevError) -> None:
         lost = frame.failed(error, name, trace)
         frame.record(connection, trace, mutating=False)
         await context.abort(lost.code, lost.message, lost.trailer)
 
-    async def requests(context: Context, connection: Connection) -> AsyncIterator[Any]:
+    async def requests(context: Context, connection: Connection, trace: Trace) -> AsyncIterator[Any]:
         with contextlib.closing(Messages(context, connection, frame.limits, endless=True)) as messages:
             try:
                 async for raw in messages:
                     yield decoded(raw)
             except SevError as error:
-                await refuse(context, connection, error)
+                await refuse(context, connection, trace, error)
 
-    async def received(context: Context, connection: Connection) -> Any:
+    async def received(context: Context, connection: Connection, trace: Trace) -> Any:
         """What the handler takes: one request, or all that come."""
         if handler.request_streaming:
-            return requests(context, connection)
+            return requests(context, connection, trace)
         try:
             return decoded(await frame.requests.request_of(context))
         except SevError as error:
-            await refuse(context, connection, error)
+            await refuse(context, connection, trace, error)
 
     async def guarded(unused: object, context: Context) -> Any:
-        connection = await enter(context)
-        with _counted(frame, connection, path):
-            request = await received(context, connection)
+        connection, trace = await enter(context)
+        with _counted(frame, connection, trace, path):
+            request = await received(context, connection, trace)
             if before is not None:
                 await before()
             return await inner(request, context)
 
     async def guarded_stream(unused: object, context: Context) -> AsyncIterator[Any]:
-        connection = await enter(context)
-        with _counted(frame, connection, path):
-            async for message in inner(await received(context, connection), context):
+        connection, trace = await enter(context)
+        with _counted(frame, connection, trace, path):
+            async for message in inner(await received(context, connection, trace), context):
                 yield message
 
     behaviour: Any = guarded_stream if inspect.isasyncgenfunction(inner) else guarded

@@ -18,7 +18,7 @@ from sevd.access.accounts import GateLimits
 from sevd.access.roles import Role
 from sevd.api.rules import FOREIGN
 from sevd.api.server import ServerLimits
-from tests.support.serving import serving
+from tests.support.serving import details, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -117,6 +117,19 @@ async def test_foreign_calls_count_against_the_limit(tmp_path: Path) -> None:
             await ask(channel, list_services="")
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         watch.cancel()
+
+
+async def test_a_request_that_is_none_is_told_the_id_of_its_call_and_counted_once(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, target), grpc.aio.insecure_channel(target) as channel:
+        through: Any = channel
+        call = through.unary_unary("/grpc.health.v1.Health/Check")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"\xff", metadata=(("x-request-id", "mine"),), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert details(caught.value)[0].metadata["requestId"] == "mine"
+        (calls,) = (one for one in server.frame.tally.metrics() if one.name == "sevd_calls_total")
+        counted = [(one.labels["code"], one.value) for one in calls.samples if "Health/Check" in one.labels["method"]]
+        assert counted == [("INVALID_ARGUMENT", 1)]
 
 
 def test_every_foreign_method_stands_in_the_table() -> None:
