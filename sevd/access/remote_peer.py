@@ -30,10 +30,6 @@ class RemotePeer:
         """What identifies it: "uri:…" and "dns:…"."""
         return self.certificate.names
 
-    def alive(self) -> bool:
-        """Whether it is still there, which nobody can tell from here."""
-        return True
-
     def unit(self) -> str:
         """No unit of this host."""
         return ""

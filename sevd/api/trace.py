@@ -81,10 +81,6 @@ def begin(method: str, context: Context, *, stream: bool = False) -> Trace:
             given = given or str(value)
         elif key == TRACEPARENT_KEY and len(value) <= TRACEPARENT_CHARACTERS:
             traceparent = str(value)
-    trace = Trace(method, request_id=given or _fresh(), stream=stream, traceparent=traceparent)
+    trace = Trace(method, request_id=given or fresh_request_id(), stream=stream, traceparent=traceparent)
     CURRENT.set(trace)
     return trace
-
-
-def _fresh() -> str:
-    return fresh_request_id()
