@@ -159,11 +159,11 @@ class Accounts:
         self.settle(before)
 
 
-def reached(limit: str, value: int, what: str, remedy: str, *, retry_after: float = RETRY_SECONDS) -> LimitReached:
+def reached(limit: str, value: int, what: str, remedy: str) -> LimitReached:
     """The refusal beyond a limit: which, how much, and when to try again."""
     return LimitReached(
         f"{what}: no more than {value} are allowed to one identity",
         remedy=remedy,
         metadata={"limit": limit, "value": str(value)},
-        retry_after=retry_after,
+        retry_after=RETRY_SECONDS,
     )

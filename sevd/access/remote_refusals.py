@@ -14,14 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sevd.access.refusal import RemoteRefused
+from sevd.access.refusals import WINDOW_SECONDS
 from sevd.access.remote_peer import host_of
 
 if TYPE_CHECKING:
     from sev.errors import SevError
     from sevd.audit import Audit
-
-WINDOW_SECONDS = 60.0
-"""How long a count counts."""
 
 PER_CAUSE = 5
 """Records of one address, one certificate and one reason within that time: a client that tries again and again."""

@@ -17,6 +17,7 @@ import grpc
 from sev import errors
 from sev.errors import SevError
 from sev.records import record
+from sevd.access.accounts import RETRY_SECONDS
 
 DOMAIN = "sevd"
 """ErrorInfo.domain: with the reason, the stable identifier of an error."""
@@ -32,9 +33,6 @@ VALUE_CHARACTERS = 512
 
 METADATA_ENTRIES = 24
 """Most metadata entries."""
-
-RETRY_SECONDS = 1.0
-"""What RetryInfo advises where a limit passes by itself, and nobody knows when."""
 
 _CODES: dict[type[SevError], grpc.StatusCode] = {
     SevError: grpc.StatusCode.INTERNAL,
