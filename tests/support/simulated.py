@@ -14,7 +14,7 @@ import pytest
 
 from sevd.simulator import Simulator, kernel_era
 
-EVERY_ERA = pytest.mark.parametrize("era", ["A", "B", "C"], indirect=True)
+EVERY_ERA = pytest.mark.parametrize("era", ["A", "B", "C"])
 """Runs a test on a host of each kernel generation; B2 differs from B in one command of /dev/sev only."""
 
 
