@@ -55,6 +55,8 @@ class Intervals:
 
     def within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) that are in the set, as ranges (start, end)."""
+        if start >= end:
+            return []
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
         pieces = zip(self._starts[first:last], self._ends[first:last], strict=True)
         return [(max(start, left), min(end, right)) for left, right in pieces]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sevd.guests.memory import Intervals
@@ -16,6 +16,7 @@ def numbers(runs: list[tuple[int, int]]) -> set[int]:
     return {number for start, end in runs for number in range(start, end)}
 
 
+@example([(True, (0, 2))], (1, 1))
 @given(st.lists(st.tuples(st.booleans(), RANGES), max_size=12), RANGES)
 def test_parts_of_a_range(changes: list[tuple[bool, tuple[int, int]]], asked: tuple[int, int]) -> None:
     held, expected = Intervals(), set[int]()
