@@ -9,7 +9,7 @@ from binascii import b2a_base64
 from typing import TYPE_CHECKING
 
 from sev.kds import certificates, urls
-from sev.kds.errors import AGAIN, KdsUnavailable, refused, retry_after
+from sev.kds.errors import AGAIN, KdsUnavailable, busy, refused, retry_after
 from sev.records import replace
 from sevd.endorsements import needs
 from sevd.endorsements.entries import Stored, cek_entry, entry
@@ -68,8 +68,7 @@ class Kds:
             self.unchanged = True
             return self._again()
         if reply.status in AGAIN:
-            why = "it has had too many requests" if reply.status == 429 else f"HTTP {reply.status}"
-            error = KdsUnavailable(f"{what} is not to be had from {self.url}: {why}", field="kds")
+            error = KdsUnavailable(f"{what} is not to be had from {self.url}: {busy(reply.status)}", field="kds")
             error.passes = True
             seconds = retry_after(reply.headers.get("retry-after", ""))
             error.retry_after = None if seconds is None else min(seconds, RETRY_AFTER_MAX)

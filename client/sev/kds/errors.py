@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from sev.errors import CollateralError
 
-AGAIN = frozenset({429, 500, 502, 503, 504})
+THROTTLED = 429
+"""Status of a service that one client asked too often."""
+
+AGAIN = frozenset({THROTTLED, 500, 502, 503, 504})
 """Statuses of a service that cannot answer for now."""
 
 
@@ -12,7 +15,6 @@ class KdsUnavailable(CollateralError):
     """The service does not answer, or not what was asked for; whether something is genuine is left open.
 
     Attributes:
-        retry_after: Seconds that the service asks to wait; None if it does not say.
         passes: Asking again later may help without anybody changing anything.
     """
 
@@ -21,7 +23,6 @@ class KdsUnavailable(CollateralError):
         "Try again later; behind a proxy set HTTPS_PROXY; for a mirror or a simulator name it with --kds, and with "
         "--kds-ca the certificate that it is to be trusted by."
     )
-    retry_after: float | None = None
     passes: bool = False
 
 
@@ -30,6 +31,11 @@ class NotAtKds(KdsUnavailable):
 
     reason = "NOT_AT_KDS"
     default_remedy = "Compare product, chip identifier and TCB: sev certs url shows what is asked."
+
+
+def busy(status: int) -> str:
+    """Why a service does not answer that has one of the statuses AGAIN."""
+    return "it has had too many requests" if status == THROTTLED else f"HTTP {status}"
 
 
 def refused(service: str, what: str, status: int) -> KdsUnavailable:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sev.errors import UsageError
 from sev.kds import urls
-from sev.kds.errors import AGAIN, KdsUnavailable, NotAtKds, refused, retry_after
+from sev.kds.errors import AGAIN, THROTTLED, KdsUnavailable, NotAtKds, busy, refused, retry_after
 from sev.kds.https import Https, NoAnswer
 
 if TYPE_CHECKING:
@@ -142,7 +142,6 @@ class Service:
         if answer.status == 200:
             return answer.body
         if answer.status in AGAIN:
-            throttled = answer.status == 429
-            why = "it has had too many requests" if throttled else f"HTTP {answer.status}"
-            raise _Again(why, retry_after(answer.headers.get("retry-after", "")), throttled=throttled)
+            pause = retry_after(answer.headers.get("retry-after", ""))
+            raise _Again(busy(answer.status), pause, throttled=answer.status == THROTTLED)
         raise refused(self.url, what, answer.status)
