@@ -12,6 +12,7 @@ from sev.kds import certificates, urls
 from sev.kds.errors import AGAIN, KdsUnavailable, busy, refused, retry_after
 from sev.records import replace
 from sevd.endorsements import needs
+from sevd.endorsements.check import check_certificate
 from sevd.endorsements.entries import Stored, cek_entry, entry
 from sevd.endorsements.taking import check_newer
 from sevd.fetch.wire import BODY_MAX, Question
@@ -139,7 +140,10 @@ def fetch(
     tcb = identity.reported_tcb
     if need.what in (needs.CA, needs.VLEK_CA):
         key = "vcek" if need.what == needs.CA else "vlek"
-        return _with_facts([entry(one, product) for one in certificates.ca(kds, product, key, roots=roots)], kds, now())
+        authorities = certificates.ca(kds, product, key, roots=roots)
+        for one in authorities:
+            check_certificate(one, roots, (), identity, now())  # of this line, and valid: else they would be no help
+        return _with_facts([entry(one, product) for one in authorities], kds, now())
     if need.what == needs.CRL:
         stored = entry(certificates.crl(kds, product, at=now, roots=roots), product)
         check_newer(stored, kept(stored.name))

@@ -1,19 +1,19 @@
 """What a chip needs to be endorsed in full, and when each of it is to be asked for.
 
 What is at hand and valid is not asked for again, with two exceptions: a certificate is renewed when its end is near,
-and a revocation list is looked at once a day, since what it says matters before it runs out.
+and a revocation list is looked at once a day, since what it says matters before it runs out. A service may have nothing
+newer for as long as it likes: what came from it is let be for a while, also where it is due as it comes.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sev.records import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from sev.products import Product
     from sevd.endorsements.entries import Stored
@@ -24,6 +24,11 @@ RENEW = timedelta(days=30)
 
 LIST_EVERY = timedelta(days=1)
 """How often a revocation list is looked at."""
+
+AGAIN = timedelta(days=1)
+"""How long what the service gave is let be at least, where that is not too near its end."""
+
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 VCEK, VLEK, CA, VLEK_CA, CRL, CEK = "vcek", "vlek", "ca", "vlek-ca", "crl", "cek"
 
@@ -106,19 +111,19 @@ def _due(found: Sequence[Stored | None], now: datetime) -> tuple[datetime | None
             begin, end = stored.certificate.not_before, stored.certificate.not_after
             if not begin <= now <= end:
                 return None, False
-            moments.append(end - min(RENEW, (end - begin) / 4))
+            moments.append(_before_end(stored, end, min(RENEW, (end - begin) / 4), now))
         elif stored.crl is not None:
             begin, end = stored.crl.this_update, stored.crl.next_update
             if not begin <= now < end:
                 return None, False
-            moments.append(min(end - (end - begin) / 4, (stored.fetched or begin) + LIST_EVERY))
+            before_end = _before_end(stored, end, (end - begin) / 4, now)
+            moments.append(min(before_end, (stored.fetched or begin) + LIST_EVERY))
     return min(moments, default=None), True
 
 
-def _never() -> datetime:
-    from datetime import UTC, datetime
-
-    return datetime(9999, 1, 1, tzinfo=UTC)
-
-
-_NEVER = _never()
+def _before_end(stored: Stored, end: datetime, margin: timedelta, now: datetime) -> datetime:
+    """A margin before the end, but not at once after it was asked for: several times within the margin, or daily."""
+    due = end - margin
+    if stored.origin == "kds" and stored.fetched is not None and stored.fetched <= now:
+        due = max(due, stored.fetched + min(AGAIN, margin / 4))
+    return due

@@ -95,6 +95,19 @@ async def test_a_list_is_looked_at_daily_and_kept_fresh(genoa: Rig, tmp_path: Pa
         assert genoa.now() - crl.fetched < timedelta(minutes=1)
 
 
+async def test_a_service_that_has_nothing_newer_is_let_be(genoa: Rig, tmp_path: Path) -> None:
+    genoa.later = timedelta(days=42 - 5)
+    async with kept(genoa, tmp_path, start=True) as it:
+        await eventually(lambda: len(it.kinds()) == 4 and it.refresher.state.next is not None, "all is there")
+        state = await it.refresher.refresh()
+        assert results(state)["crl"] == "UNCHANGED"
+        assert state.next is not None
+        assert state.next - genoa.now() > timedelta(hours=1), "the list is due, and was asked for"
+        genoa.server.requests.clear()
+        await asyncio.sleep(0.5)
+        assert genoa.paths() == []
+
+
 async def test_another_tcb_is_fetched_by_itself(genoa: Rig, tmp_path: Path) -> None:
     async with kept(genoa, tmp_path, start=True) as it:
         await eventually(lambda: "VCEK" in it.kinds(), "the first VCEK")
@@ -157,6 +170,17 @@ async def test_faults_are_told_and_nothing_wrong_is_kept(genoa: Rig, tmp_path: P
         # A service that throttles is not asked again before it said so, by nobody; otherwise asking helps.
         again = results(await it.refresher.refresh())["vcek"]
         assert again == ("WAITING" if spec.startswith("throttle") else "FETCHED")
+
+
+async def test_authorities_that_do_not_speak_are_not_taken(genoa: Rig, tmp_path: Path) -> None:
+    genoa.later = timedelta(days=366 * 25)
+    async with kept(genoa, tmp_path) as it:
+        state = await it.refresher.refresh()
+        assert results(state)["ca"] == "FAILED"
+        assert "ran out" in state.items[0].message
+        assert state.next is not None
+        assert state.next - genoa.now() > timedelta(seconds=20), "it is asked for later"
+        assert it.it.kept("genoa/ark") is None
 
 
 async def test_a_service_that_throttles_is_asked_nothing_else(genoa: Rig, tmp_path: Path) -> None:
