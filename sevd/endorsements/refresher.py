@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sev.errors import NotNow, SevError
+from sev.records import replace
 from sevd.endorsements import asking, needs, offline_taking
 from sevd.endorsements.expiry import Expiry
 from sevd.endorsements.model import Refreshed, RefreshResult, RefreshState
@@ -153,20 +154,16 @@ class Refresher:
         return min(seconds, TABLE_SECONDS) if self._table_waits else seconds
 
     async def _round(self, *, everything: bool) -> None:
-        items: list[Refreshed] = []
+        offline: list[Refreshed] = []
         table = self._table_waits
         if self._offline is not None:
             taken, problems = await self._offline.take(anew=everything)
             table = table or taken > 0
-            items += [Refreshed("offline", RefreshResult.FAILED, sentence) for sentence in problems]
+            offline = [Refreshed("offline", RefreshResult.FAILED, sentence) for sentence in problems]
         wanted = self._needs(await self._chips())
         self._pauses.forget_all_but({need.key for need in wanted})
-        fetched: list[str] = []
-        for need in wanted:
-            item = await self._have(need, everything=everything)
-            items.append(item)
-            if item.result is RefreshResult.FETCHED:
-                fetched.append(need.what)
+        items = [await self._have(need, everything=everything) for need in wanted]
+        fetched = [item.what for item in items if item.result is RefreshResult.FETCHED]
         if self._kds is not None and any(item.result in _ASKED for item in items):
             await asyncio.to_thread(self._kds.rest)
         if table or set(fetched) - {needs.CRL, needs.CEK}:
@@ -175,9 +172,9 @@ class Refresher:
             self._endorsements.look_again()
         self._tell(fetched)
         # What is due may have changed with what came.
-        items = [self._with_next(item, need) for item, need in _paired(items, self._needs_again(wanted))]
+        items = [self._with_next(*pair) for pair in zip(items, self._needs_again(wanted), strict=True)]
         soon = min((item.next for item in items if item.next is not None), default=None)
-        self._state = RefreshState(self._state.service, self._now(), soon, tuple(items))
+        self._state = RefreshState(self._state.service, self._now(), soon, (*offline, *items))
         self._expiry.look(self._endorsements.current(), self._now())
 
     def _needs(self, chip_ids: tuple[bytes, ...]) -> list[Need]:
@@ -257,25 +254,17 @@ class Refresher:
             details={"fetched": what, "service": self._state.service},
         )
 
-    def _with_next(self, item: Refreshed, need: Need | None) -> Refreshed:
+    def _with_next(self, item: Refreshed, need: Need) -> Refreshed:
         """The item with when it is asked for next."""
-        if need is None or self._kds is None:
-            return item
         due = self._now() if need.due is None else need.due
-        pause = timedelta(seconds=self._pauses.left(need.key))
-        if due.year > _FOR_EVER:
+        if self._kds is None or due.year > _FOR_EVER:
             return item
-        return Refreshed(item.what, item.result, item.message, max(due, self._now() + pause))
+        pause = timedelta(seconds=self._pauses.left(need.key))
+        return replace(item, next=max(due, self._now() + pause))
 
 
 _FOR_EVER = 9000
 _ASKED = (RefreshResult.FETCHED, RefreshResult.UNCHANGED, RefreshResult.FAILED)
-
-
-def _paired(items: list[Refreshed], wanted: list[Need]) -> list[tuple[Refreshed, Need | None]]:
-    """Items with their needs; those of the offline directory, which come first, have none."""
-    ahead = len(items) - len(wanted)
-    return [*((item, None) for item in items[:ahead]), *zip(items[ahead:], wanted, strict=True)]
 
 
 def _amd() -> SevRoots:
