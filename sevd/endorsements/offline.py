@@ -37,13 +37,8 @@ class Offline:
 
     def fingerprint(self) -> Fingerprint:
         """Names, sizes, times and inodes: what differs where something changed. Empty where there is no directory."""
-        try:
-            with os.scandir(self.directory) as found:
-                names = sorted(file.name for file in islice(found, FILES_MAX))
-        except OSError:
-            return ()
         out = []
-        for name in names:
+        for name in self._names():
             try:
                 facts = (self.directory / name).stat()
             except OSError:
@@ -57,7 +52,7 @@ class Offline:
         certificates: list[Certificate] = []
         lists: list[Crl] = []
         problems: list[str] = []
-        for name, *_ in self.fingerprint():
+        for name in self._names():
             path = self.directory / name
             if name.startswith("."):
                 continue
@@ -71,6 +66,13 @@ class Offline:
                 certificates += found
                 lists += crls
         return certificates, lists, problems
+
+    def _names(self) -> list[str]:
+        try:
+            with os.scandir(self.directory) as found:
+                return sorted(file.name for file in islice(found, FILES_MAX))
+        except OSError:
+            return []
 
 
 def _content(path: Path) -> bytes:

@@ -50,10 +50,9 @@ class Watch:
         certificates, lists, problems = await asyncio.to_thread(self._offline.read)
         taken = 0
         # Authorities first: what they sign is decided by them.
-        for one in sorted(certificates, key=lambda certificate: not certificate.is_ca):
-            taken += await self._take([one], [], problems)
-        for crl in lists:
-            taken += await self._take([], [crl], problems)
+        found: list[Certificate | Crl] = [*sorted(certificates, key=lambda one: not one.is_ca), *lists]
+        for one in found:
+            taken += await self._take(one, problems)
         for sentence in problems:
             if sentence not in self._problems:
                 log.warning("%s", sentence)
@@ -62,18 +61,21 @@ class Watch:
             log.info("took %d certificates and lists from %s", taken, self._offline.directory)
         return taken, problems
 
-    async def _take(self, certificates: list[Certificate], lists: list[Crl], problems: list[str]) -> int:
-        if all(map(self._known, certificates)) and all(map(self._known, lists)):
-            return 0
+    async def _take(self, one: Certificate | Crl, problems: list[str]) -> bool:
+        if self._known(one):
+            return False
         try:
-            await self._endorsements.take(certificates, lists, "offline")
+            if isinstance(one, Certificate):
+                await self._endorsements.take([one], [], "offline")
+            else:
+                await self._endorsements.take([], [one], "offline")
         except (ChipIdMismatch, ProductMismatch, DeviceMissing) as error:
             log.debug("%s: %s", self._offline.directory, error.message)
-            return 0
+            return False
         except SevError as error:
             problems.append(f"{self._offline.directory}: {error.message}")
-            return 0
-        return 1
+            return False
+        return True
 
     def _known(self, one: Certificate | Crl) -> bool:
         """Whether it, or something that speaks later, is kept."""
