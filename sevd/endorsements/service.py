@@ -339,7 +339,6 @@ class Endorsements:
         identity, now = self._identity, self._now()
         chosen: dict[EndorsementKind, Endorsement] = {}
         problems: list[str] = []
-        ends: list[datetime] = []
         given = self.authorities()
         for stored in (*self._sourced, *self._kept.values()):
             if identity is None or stored.kind in chosen or not fitting.fits(stored, identity):
@@ -347,15 +346,13 @@ class Endorsements:
             try:
                 if stored.certificate is not None:
                     check_certificate(stored.certificate, self.roots, given, identity, now)
-                    ends.append(stored.certificate.not_after)
                 elif stored.crl is not None:
                     check_list(stored.crl, self.roots, now)
-                    ends.append(stored.crl.next_update)
             except SevError as error:
                 problems.append(f"The {stored.kind.name} at hand cannot be used: {error.message}.")
                 continue
             chosen[stored.kind] = endorsement(stored)
-        self._fresh_until = min(ends, default=None)
+        self._fresh_until = min((each.ends for each in chosen.values() if each.ends is not None), default=None)
         fresh = EndorsementSet(
             tuple(chosen[kind] for kind in sorted(chosen)),
             fitting.table(chosen, identity),
