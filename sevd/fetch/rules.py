@@ -34,11 +34,9 @@ class Asked:
 
     Attributes:
         provider: It is for cloud providers: the client certificate is shown.
-        posts: It takes content.
     """
 
     provider: bool = False
-    posts: bool = False
 
 
 class Rules:
@@ -53,7 +51,6 @@ class Rules:
 
     def __init__(self, services: Iterable[str]) -> None:
         self.services = tuple(dict.fromkeys(urls.base(one) for one in services))
-        self._open = tuple(dict.fromkeys(self.services))
         self._providers = tuple(dict.fromkeys(urls.provider(one) for one in self.services))
 
     def check(self, url: str, *, posts: bool = False) -> Asked:
@@ -66,8 +63,8 @@ class Rules:
             for base in self._providers:
                 found = _PROVIDERS.fullmatch(url.removeprefix(base)) if url.startswith(f"{base}/") else None
                 if found is not None and (found["what"] == "hash_sticks") == posts:
-                    return Asked(provider=True, posts=posts)
-            for base in self._open:
+                    return Asked(provider=True)
+            for base in self.services:
                 if not posts and url.startswith(f"{base}/") and _OPEN.fullmatch(url.removeprefix(base)):
                     return Asked()
         raise NotPermitted(
@@ -78,4 +75,4 @@ class Rules:
 
     def within(self, url: str) -> bool:
         """Whether an address belongs to a service: redirections go nowhere else."""
-        return any(url.startswith(f"{base}/") for base in (*self._open, *self._providers))
+        return any(url.startswith(f"{base}/") for base in (*self.services, *self._providers))
