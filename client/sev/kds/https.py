@@ -21,7 +21,7 @@ HEADERS = ("etag", "last-modified", "retry-after", "content-type")
 """Headers of an answer that are told, in lower case."""
 
 HEADER_MAX = 256
-"""Characters of one of them; a longer one is left out."""
+"""Characters of one of them; a longer one is left out, and one of other characters than ASCII's."""
 
 REDIRECTIONS_MAX = 3
 ENVIRONMENT, DIRECT = "", "none"
@@ -155,7 +155,11 @@ def _body(response: HTTPResponse, limit: int, late: Callable[[], bool]) -> bytes
 
 def _told(headers: Any) -> dict[str, str]:
     found = {name: str(headers.get(name, "")) for name in HEADERS}
-    return {name: text for name, text in found.items() if text and len(text) <= HEADER_MAX and text.isprintable()}
+    return {
+        name: text
+        for name, text in found.items()
+        if 0 < len(text) <= HEADER_MAX and text.isascii() and text.isprintable()
+    }
 
 
 def _context(ca_file: str | None, client_file: str | None) -> ssl.SSLContext:

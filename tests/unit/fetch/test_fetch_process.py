@@ -82,6 +82,12 @@ def test_what_a_service_answers(asker: SocketFetcher | ChildFetcher, kds: Kds) -
     assert caught.value.passes
 
 
+def test_a_header_that_is_no_line_of_ascii_is_left_out(asker: SocketFetcher | ChildFetcher, kds: Kds) -> None:
+    kds.answers = [send(200, b"x", headers={"ETag": '"\xe9"', "Retry-After": "9"})]
+    reply = asker.fetch(Question(kds.url + PATH))
+    assert (reply.status, reply.body, dict(reply.headers)) == (200, b"x", {"retry-after": "9"})
+
+
 def test_nobody_else_is_asked(asker: SocketFetcher | ChildFetcher, kds: Kds) -> None:
     kds.answers = [send(200)]
     for url in ("http://127.0.0.1:1/cek", f"{kds.url}/else", f"{kds.url}0{PATH}"):
