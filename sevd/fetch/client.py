@@ -101,10 +101,10 @@ class _Connection:
             raise self._gone(error.strerror or "it ended") from None
 
     def _once(self, question: Question) -> dict[str, object]:
-        if self._closed:
-            raise self._gone("this daemon stops")
-        if self._sock is None:
+        if self._sock is None and not self._closed:
             self._sock = self._dial()
+        if self._sock is None or self._closed:  # looked at after dialling: `close` may not have seen the socket yet
+            raise self._gone("this daemon stops")
         self._sock.settimeout(min(question.seconds, SECONDS_MAX) + GRACE_SECONDS)
         try:
             return packets.ask(self._sock, question.message())

@@ -18,7 +18,7 @@ from sev import packets
 from sev.errors import NotPermitted
 from sev.kds.errors import KdsUnavailable
 from sevd.config import Settings
-from sevd.fetch.client import ChildFetcher, SocketFetcher, fetcher
+from sevd.fetch.client import GRACE_SECONDS, ChildFetcher, SocketFetcher, _Connection, fetcher
 from sevd.fetch.wire import BODY_MAX, Question
 from tests.unit.kds.test_kds_service import Kds, drop, send
 
@@ -124,6 +124,26 @@ def test_a_child_that_dies_is_replaced(kds: Kds) -> None:
     child.close()
     assert last is not None
     assert last.poll() is not None, "it ends with its daemon"
+
+
+def test_closing_while_it_dials_leaves_nobody_waiting() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    closing: list[threading.Thread] = []
+
+    def dial() -> socket.socket:
+        closing.append(threading.Thread(target=asker.close))
+        closing[0].start()
+        while not asker._closed:
+            time.sleep(0.001)
+        return ours
+
+    asker = _Connection(dial, "nobody")
+    begun = time.monotonic()
+    with theirs, pytest.raises(KdsUnavailable, match="stops"):
+        asker.fetch(Question("https://kds.example/cek", seconds=1))
+    assert time.monotonic() - begun < GRACE_SECONDS
+    closing[0].join()
+    assert ours.fileno() == -1, "it is closed"
 
 
 def test_closing_ends_a_question_under_way(kds: Kds) -> None:
