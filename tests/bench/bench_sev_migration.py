@@ -16,21 +16,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from sev.certs.sev_roots import SevRoots
 from sev.client import Host
 from sev.launch import Sev, SevDevice
 from sev.launch.sev_migration import BATCH, Receiver, Sender
 from sev.measurement.vcpu_types import signature
 from sev.migration import migrate
 from sevd.simulator import Simulator
-from tests.integration.test_workers_survive import Service
-from tests.support.daemon import running
-from tests.support.device_files import device_files
+from tests.bench.bench_sev_launch import seconds
+from tests.support.daemon import Daemon, running
+from tests.support.service import Service, served_service
+from tests.support.two_hosts import launched, roots
 
 PAGE = 4096
 CPU = signature("EPYC-v4")
@@ -49,13 +49,6 @@ def floor(pages: int) -> None:
         hmac.digest(keys[0], page, "sha256")
         page = Cipher(algorithms.AES(keys[0]), modes.CTR(iv)).encryptor().update(page)
         page = Cipher(algorithms.AES(keys[1]), modes.XTS(tweak)).encryptor().update(page)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """How long it takes."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
 
 
 class Model:
@@ -118,23 +111,11 @@ class Daemons:
         """Seconds of the whole migration."""
         source, target = self.hosts
         if not self.guest:
-            self.guest = self.launched(source)
-        roots = SevRoots.of(target.export_platform().authorities)
-        took = seconds(lambda: migrate(source, target, self.guest, roots=roots))
+            self.guest = launched(source, os.urandom(self.size))
+        trusted = roots(target)
+        took = seconds(lambda: migrate(source, target, self.guest, roots=trusted))
         self.hosts.reverse()
         return took
-
-    def launched(self, host: Host) -> str:
-        """A guest whose memory is all its own."""
-        guest = host.create_guest(
-            guest_type="sev", memory_bytes=self.size, firmware_bytes=0, vcpu_count=1, cpuid_signature=CPU
-        ).guest_id
-        host.load_memory(guest, [(0, os.urandom(self.size))])
-        host.start_launch(guest, policy=0)
-        host.update_launch(guest, [(0, self.size, 1)])
-        host.measure_guest(guest)
-        host.finish_launch(guest)
-        return guest
 
 
 @contextmanager
@@ -146,16 +127,10 @@ def daemons(workers: bool) -> Iterator[list[Host]]:
         for name in ("source", "target"):
             place = folder / name
             place.mkdir()
-            if workers:
-                (place / "sim").mkdir()
-                files = stack.enter_context(device_files(place / "sim", product="rome"))
-                service = Service(place, "--simulator", str(files.devices))
-                service.start()
-                stack.callback(service.end)
-                hosts.append(stack.enter_context(service.connect(timeout=60)))
-            else:
-                daemon = stack.enter_context(running(place, "--simulate=rome"))
-                hosts.append(stack.enter_context(daemon.connect(timeout=60)))
+            way: AbstractContextManager[Service | Daemon] = (
+                served_service(place, "rome") if workers else running(place, "--simulate=rome")
+            )
+            hosts.append(stack.enter_context(stack.enter_context(way).connect(timeout=60)))
         yield hosts
 
 

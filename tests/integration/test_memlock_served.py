@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from sevd.simulator.rlimit import lockable
-from tests.integration.test_workers_survive import Service
 from tests.support.device_files import DeviceFiles, device_files
 from tests.support.needs import need_kvm
+from tests.support.service import Service
 from tests.support.workers import status
 
 PROGRAM = """

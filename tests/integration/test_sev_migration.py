@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sev import status
-from sev.abi.kvm_run import HALT, PortWrite
-from sev.certs.sev_roots import SevRoots
 from sev.client import Host
 from sev.errors import FirmwareError, NotFound, NotNow, NotOffered, SevError, VerificationError, WrongState
 from sev.measurement.sample import sample_firmware
 from sev.migration import migrate
 from sev.v1 import guest_pb2
-from tests.integration.test_workers_survive import Service
 from tests.support.cli import sev
-from tests.support.daemon import Daemon, running
-from tests.support.device_files import device_files
-from tests.support.needs import need_kvm
-from tests.support.tiny_firmware import DEBUG_PORT, tiny_firmware
+from tests.support.daemon import Daemon
+from tests.support.service import Service
+from tests.support.tiny_firmware import tiny_firmware
+from tests.support.two_hosts import Between, printed, roots
 
 MEMORY = 4 << 20
 FIRMWARE = sample_firmware(64 << 10)
@@ -32,28 +28,6 @@ SHARED = 0x300000
 """What lies here was never encrypted."""
 CONTENT = b"".join(bytes([page & 0xFF]) * 4096 for page in range(64))
 NOSEND = 0x8
-
-
-@pytest.fixture(scope="module")
-def daemons_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
-    with ExitStack() as stack:
-        made = [
-            stack.enter_context(running(tmp_path_factory.mktemp(name), "--simulate=rome")) for name in ("here", "there")
-        ]
-        yield made[0], made[1]
-
-
-@pytest.fixture
-def hosts(daemons_two: tuple[Daemon, Daemon]) -> Iterator[tuple[Host, Host]]:
-    with daemons_two[0].connect() as source, daemons_two[1].connect() as target:
-        yield source, target
-        for host in (source, target):
-            for guest in host.guests():
-                host.delete_guest(guest.guest_id)
-
-
-def roots(host: Host) -> SevRoots:
-    return SevRoots.of(host.export_platform().authorities)
 
 
 def launched(host: Host, policy: int = 0, vcpus: int = 2) -> str:
@@ -99,35 +73,23 @@ def test_a_guest_goes(hosts: tuple[Host, Host]) -> None:
     whole(source, guest)
 
 
-class Meddling:
-    """A target as the client sees it, with somebody in between."""
+class Meddling(Between):
+    """A target as the client sees it, with somebody in between who changes pages."""
 
-    def __init__(self, host: Host, change: Any) -> None:
-        self._host = host
+    def __init__(self, host: Host, change: Callable[[guest_pb2.GuestPage], guest_pb2.GuestPage]) -> None:
+        super().__init__(host)
         self._change = change
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
 
-    def run(self, operation: Any) -> Any:
-        return self._host.run(self._meddled(operation))
-
-    def _meddled(self, operation: Any) -> Any:
-        step, given = operation.send, None
-        while True:
-            try:
-                call = step(given)
-            except StopIteration as end:
-                return end.value
-            if call.method == "GuestService/ReceiveGuestPages":
-                message: Any = call.request
-                pages = [self._change(page) for page in message.pages]
-                del message.pages[:]
-                message.pages.extend(page for page in pages if page is not None)
-            try:
-                step, given = operation.send, (yield call)
-            except SevError as error:
-                step, given = operation.throw, error
+    def hand_on(self, call: Any) -> Generator[Any, Any, Any]:
+        if call.method == "GuestService/ReceiveGuestPages":
+            message: Any = call.request
+            pages = [self._change(page) for page in message.pages]
+            del message.pages[:]
+            message.pages.extend(pages)
+        return (yield call)
 
 
 def flipped(page: guest_pb2.GuestPage) -> guest_pb2.GuestPage:
@@ -262,37 +224,6 @@ COUNTER = bytes.fromhex(
     "f4" "ebf0"  # hlt; jmp again
 )  # fmt: skip
 """Prints a register and a byte of memory, counts both up, and halts, again and again."""
-
-
-def printed(host: Host, guest: str, halts: int) -> bytes:
-    out = b""
-    with host.run_guest(guest) as run:
-        for found in run:
-            if found.what == HALT:
-                halts -= 1
-                if not halts:
-                    break
-                run.complete(found)
-                continue
-            assert isinstance(found.what, PortWrite), found
-            assert found.what.port == DEBUG_PORT
-            out += found.what.data
-            run.complete(found)
-    return out
-
-
-@pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
-    need_kvm()
-    with ExitStack() as stack:
-        made = []
-        for name in ("source", "target"):
-            files = stack.enter_context(device_files(tmp_path_factory.mktemp(f"sim-{name}"), product="rome"))
-            service = Service(tmp_path_factory.mktemp(f"sevd-{name}"), "--simulator", str(files.devices))
-            service.start()
-            stack.callback(service.end)
-            made.append(service)
-        yield made[0], made[1]
 
 
 @pytest.mark.parametrize("memory", [1 << 20, 64 << 20])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,28 +14,12 @@ from sev.certs.sev_roots import SevRoots
 from sev.client import Host
 from sev.errors import FirmwareError, NotFound, VerificationError
 from sev.measurement.sample import sample_firmware
-from tests.support.daemon import Daemon, running
+from tests.support.two_hosts import roots
 
 FIRMWARE = sample_firmware(64 << 10)
 GPA = (4 << 30) - len(FIRMWARE)
 MEMORY = 4 << 20
 NOSEND = 0x8
-
-
-@pytest.fixture(scope="module")
-def daemons_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
-    with ExitStack() as stack:
-        made = [stack.enter_context(running(tmp_path_factory.mktemp(name), "--simulate=rome")) for name in ("a", "b")]
-        yield made[0], made[1]
-
-
-@pytest.fixture
-def hosts(daemons_two: tuple[Daemon, Daemon]) -> Iterator[tuple[Host, Host]]:
-    with daemons_two[0].connect() as source, daemons_two[1].connect() as target:
-        yield source, target
-        for host in (source, target):
-            for guest in host.guests():
-                host.delete_guest(guest.guest_id)
 
 
 def launched(host: Host, policy: int = 0) -> str:
@@ -65,10 +48,6 @@ def moved(hosts: tuple[Host, Host], guest: str, trusted: SevRoots | None, **more
             return await sev.aio.migrate(source, target, guest, roots=trusted, **more)
 
     return asyncio.run(move())
-
-
-def roots(host: Host) -> SevRoots:
-    return SevRoots.of(host.export_platform().authorities)
 
 
 def test_a_guest_goes(hosts: tuple[Host, Host]) -> None:

@@ -2,85 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from sev.certs.sev_roots import SevRoots
 from sev.client import Host
-from sev.errors import SevError, Unreachable, WrongState
+from sev.errors import Unreachable, WrongState
 from sev.migration import migrate
-from tests.support.daemon import running
+from tests.support.two_hosts import Between, launched, roots
 
 MEMORY = 2 << 20
 CONTENT = b"".join(bytes([page & 0xFF]) * 4096 for page in range(MEMORY // 4096))
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
-    with ExitStack() as stack:
-        made = [
-            stack.enter_context(
-                stack.enter_context(running(tmp_path_factory.mktemp(name), "--simulate=rome")).connect()
-            )
-            for name in ("here", "there")
-        ]
-        yield made[0], made[1]
-
-
 @pytest.fixture
-def guest(hosts: tuple[Host, Host]) -> Iterator[str]:
-    source = hosts[0]
-    made = source.create_guest(
-        guest_type="sev", memory_bytes=MEMORY, firmware_bytes=0, vcpu_count=1, cpuid_signature=0x830F10
-    ).guest_id
-    source.load_memory(made, [(0, CONTENT)])
-    source.start_launch(made, policy=0)
-    source.update_launch(made, [(0, MEMORY, 1)])
-    source.measure_guest(made)
-    source.finish_launch(made)
-    yield made
-    for host in hosts:
-        for left in host.guests():
-            host.delete_guest(left.guest_id)
+def guest(hosts: tuple[Host, Host]) -> str:
+    return launched(hosts[0], CONTENT)
 
 
-class Breaking:
+class Breaking(Between):
     """A host to which the line breaks once, at the n-th call of a method, before or after the daemon acted.
 
     `gone` breaks it for good.
     """
 
     def __init__(self, host: Host, method: str, *, number: int = 1, after: bool = False, gone: bool = False) -> None:
-        self._host = host
+        super().__init__(host)
         self._method = method
         self._left = number
         self._after = after
         self._gone = gone
 
-    def run(self, operation: Any) -> Any:
-        return self._host.run(self._described(operation))
-
-    def _described(self, operation: Any) -> Any:
-        step, given = operation.send, None
-        while True:
-            try:
-                call = step(given)
-            except StopIteration as end:
-                return end.value
-            self._left -= call.method == f"GuestService/{self._method}" or self._left <= 0
-            broken = self._left == 0 or (self._gone and self._left < 0)
-            try:
-                if broken and not self._after:
-                    raise Unreachable("the line broke")
-                given = yield call
-                if broken:
-                    raise Unreachable("the line broke")
-                step = operation.send
-            except SevError as error:
-                step, given = operation.throw, error
+    def hand_on(self, call: Any) -> Generator[Any, Any, Any]:
+        self._left -= call.method == f"GuestService/{self._method}" or self._left <= 0
+        broken = self._left == 0 or (self._gone and self._left < 0)
+        if broken and not self._after:
+            raise Unreachable("the line broke")
+        answer = yield call
+        if broken:
+            raise Unreachable("the line broke")
+        return answer
 
 
 def at(host: Host, guest: str) -> bool:
@@ -111,7 +74,7 @@ CALLS = [
 def test_one_call_fails(hosts: tuple[Host, Host], guest: str, side: int, method: str, number: int, after: bool) -> None:
     pair: list[Any] = list(hosts)
     pair[side] = Breaking(hosts[side], method, number=number, after=after)
-    trusted = SevRoots.of(hosts[1].export_platform().authorities)
+    trusted = roots(hosts[1])
     if (method, after) == ("FinishSendingGuest", True):
         # It is away all the same, and that is found out.
         assert migrate(pair[0], pair[1], guest, roots=trusted).state == "ready"
@@ -133,7 +96,7 @@ def test_a_source_that_is_not_heard_of_again(hosts: tuple[Host, Host], guest: st
     """The guest is at the target; what may be left at the source does not run by itself."""
     source: Any = Breaking(hosts[0], "FinishSendingGuest", gone=True)
     with pytest.raises(Unreachable) as error:
-        migrate(source, hosts[1], guest, roots=SevRoots.of(hosts[1].export_platform().authorities))
+        migrate(source, hosts[1], guest, roots=roots(hosts[1]))
     assert "is ready at the target" in error.value.remedy
     assert at(hosts[1], guest)
     assert hosts[0].guest(guest).state == "sending"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,14 +11,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sev import status
 from sev.abi import amd_certificate
-from sev.certs.sev_roots import SevRoots
 from sev.client import Host
 from sev.errors import FirmwareError
 from sev.migration import migrate
 from tests.support.daemon import running
+from tests.support.device_files import prepare
 from tests.support.legacy import Owner
 from tests.support.siblings import sibling
-from tests.support.simulated import template
+from tests.support.two_hosts import launched, roots
 
 NOSEND, DOMAIN, SEV = 0x8, 0x10, 0x20
 MEMORY = 1 << 20
@@ -31,9 +30,8 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
     """A host, another one of the same line, and one with roots of its own."""
     with ExitStack() as stack:
         folders = [tmp_path_factory.mktemp(name) for name in ("first", "second", "stranger")]
-        states = [folder / "state" / "simulator" for folder in folders]
-        shutil.copytree(template("rome"), states[0], dirs_exist_ok=True)
-        sibling(states[1], "rome")
+        prepare(folders[0], "rome")
+        sibling(folders[1] / "state" / "simulator", "rome")
         hosts = [
             stack.enter_context(stack.enter_context(running(folder, "--simulate=rome")).connect()) for folder in folders
         ]
@@ -46,22 +44,6 @@ def _nothing_left(three: tuple[Host, Host, Host]) -> Iterator[None]:
     for host in three:
         for guest in host.guests():
             host.delete_guest(guest.guest_id)
-
-
-def launched(host: Host, policy: int) -> str:
-    guest = host.create_guest(
-        guest_type="sev", memory_bytes=MEMORY, firmware_bytes=0, vcpu_count=1, cpuid_signature=0x830F10
-    ).guest_id
-    host.load_memory(guest, [(0, CONTENT)])
-    host.start_launch(guest, policy=policy)
-    host.update_launch(guest, [(0, MEMORY, 1)])
-    host.measure_guest(guest)
-    host.finish_launch(guest)
-    return guest
-
-
-def roots(host: Host) -> SevRoots:
-    return SevRoots.of(host.export_platform().authorities)
 
 
 def whole(host: Host, guest: str) -> None:
@@ -87,7 +69,7 @@ def test_they_are_what_they_are_made_for(three: tuple[Host, Host, Host]) -> None
 
 def test_sev_asks_for_a_chain_up_to_the_root_that_the_chip_knows(three: tuple[Host, Host, Host]) -> None:
     first, second, stranger = three
-    guest = launched(first, SEV)
+    guest = launched(first, CONTENT, SEV)
     # Its roots are trusted by who moves it, and the firmware looks for itself.
     refused(first, stranger, guest, status.INVALID_CERTIFICATE)
     assert migrate(first, second, guest, roots=roots(second)).state == "ready"
@@ -97,7 +79,7 @@ def test_sev_asks_for_a_chain_up_to_the_root_that_the_chip_knows(three: tuple[Ho
 
 def test_without_it_the_firmware_takes_any_receiver(three: tuple[Host, Host, Host]) -> None:
     first, _, stranger = three
-    guest = launched(first, 0)
+    guest = launched(first, CONTENT, 0)
     assert migrate(first, stranger, guest, roots=roots(stranger)).state == "ready"
     whole(stranger, guest)
 
@@ -105,7 +87,7 @@ def test_without_it_the_firmware_takes_any_receiver(three: tuple[Host, Host, Hos
 @pytest.mark.parametrize("part", ["pek", "oca", "cek"])
 def test_sev_and_a_chain_with_a_certificate_of_another_platform(three: tuple[Host, Host, Host], part: str) -> None:
     first, second, stranger = three
-    guest = launched(first, SEV)
+    guest = launched(first, CONTENT, SEV)
     theirs, other = second.export_platform(), stranger.export_platform()
     parts = {"pek": theirs.pek, "oca": theirs.oca, "cek": theirs.signed_cek}
     parts[part] = {"pek": other.pek, "oca": other.oca, "cek": other.signed_cek}[part]
@@ -118,7 +100,7 @@ def test_sev_and_a_chain_with_a_certificate_of_another_platform(three: tuple[Hos
 
 def test_domain_asks_for_the_same_owner(three: tuple[Host, Host, Host]) -> None:
     first, second, stranger = three
-    guest = launched(first, DOMAIN)
+    guest = launched(first, CONTENT, DOMAIN)
     assert "domain" in refused(first, second, guest, status.POLICY_FAILURE).remedy
     first.delete_guest(guest)
     owner = Owner()
@@ -126,7 +108,7 @@ def test_domain_asks_for_the_same_owner(three: tuple[Host, Host, Host]) -> None:
     for host in (first, second):
         host.own_platform(owner.oca, key, confirm=True)
     try:
-        guest = launched(first, DOMAIN | SEV)
+        guest = launched(first, CONTENT, DOMAIN | SEV)
         refused(first, stranger, guest, status.INVALID_CERTIFICATE)  # another root is found before another owner
         assert migrate(first, second, guest, roots=roots(second)).state == "ready"
         whole(second, guest)
@@ -139,7 +121,7 @@ def test_domain_asks_for_the_same_owner(three: tuple[Host, Host, Host]) -> None:
 def test_a_newer_firmware_than_there_is(three: tuple[Host, Host, Host]) -> None:
     first, second, _ = three
     major, minor, _ = (int(part) for part in first.sev_status().firmware.split("."))
-    guest = launched(first, SEV | major << 16 | minor << 24)
+    guest = launched(first, CONTENT, SEV | major << 16 | minor << 24)
     theirs = second.export_platform()
     assert theirs.pek[4:6] == bytes([major, minor])
     assert migrate(first, second, guest, roots=roots(second)).state == "ready"
@@ -148,5 +130,5 @@ def test_a_newer_firmware_than_there_is(three: tuple[Host, Host, Host]) -> None:
 
 def test_nosend_goes_nowhere(three: tuple[Host, Host, Host]) -> None:
     first, second, _ = three
-    guest = launched(first, NOSEND)
+    guest = launched(first, CONTENT, NOSEND)
     assert "nosend" in refused(first, second, guest, status.POLICY_FAILURE).remedy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 from sev.abi import kvm
 from sev.abi.kvm_run import HALT, Hypercall, PortWrite
-from sev.certs.sev_roots import SevRoots
 from sev.client import Host
 from sev.errors import SevError, UsageError
 from sev.launch.platform import SevDevice
@@ -23,10 +21,12 @@ from sev.v1 import guest_pb2
 from sevd.guests.sev_travel import SevTravel
 from sevd.simulator.overlay import OverlayKernel, _Vm
 from sevd.worker.conversions import Conversions
-from tests.integration.test_workers_survive import Service
+from tests.support import two_hosts
 from tests.support.device_files import device_files
 from tests.support.needs import need_kvm
-from tests.support.tiny_firmware import DEBUG_PORT, SIZE, tiny_firmware
+from tests.support.service import Service
+from tests.support.tiny_firmware import SIZE, tiny_firmware
+from tests.support.two_hosts import printed, roots
 
 PRIVATE, SHARED = 0x6000, 0x7000
 PAGE = 4096
@@ -43,37 +43,6 @@ PROGRAM = bytes.fromhex(
     "f4" "ebed"  # hlt; jmp again
 )  # fmt: skip
 """Counts up in two pages, a step for each halt that is completed."""
-
-
-@pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
-    need_kvm()
-    with ExitStack() as stack:
-        made = []
-        for name in ("source", "target"):
-            files = stack.enter_context(device_files(tmp_path_factory.mktemp(f"sim-{name}"), product="rome"))
-            service = Service(tmp_path_factory.mktemp(f"sevd-{name}"), "--simulator", str(files.devices))
-            service.start()
-            stack.callback(service.end)
-            made.append(service)
-        yield made[0], made[1]
-
-
-def printed(host: Host, guest: str, halts: int) -> bytes:
-    out = b""
-    with host.run_guest(guest) as run:
-        for found in run:
-            if found.what == HALT:
-                halts -= 1
-                if not halts:
-                    break
-                run.complete(found)
-                continue
-            assert isinstance(found.what, PortWrite), found
-            assert found.what.port == DEBUG_PORT
-            out += found.what.data
-            run.complete(found)
-    return out
 
 
 def launched(host: Host, policy: int = 0) -> str:
@@ -97,8 +66,7 @@ def test_a_page_that_the_guest_shares_stays_plain(services: tuple[Service, Servi
         assert printed(source, guest, 2) == b"AaBb"
         assert seen(source, guest, SHARED)[:1] == b"c"
         assert seen(source, guest, PRIVATE)[1:] != bytes(PAGE - 1)
-        roots = [SevRoots.of(host.export_platform().authorities) for host in (source, target)]
-        assert migrate(source, target, guest, roots=roots[1]).state == "ready"
+        assert migrate(source, target, guest, roots=roots(target)).state == "ready"
         assert seen(target, guest, SHARED) == b"c" + bytes(PAGE - 1)
         assert seen(target, guest, PRIVATE)[1:] != bytes(PAGE - 1)
         assert printed(target, guest, 1) == b"Cc"
@@ -106,7 +74,7 @@ def test_a_page_that_the_guest_shares_stays_plain(services: tuple[Service, Servi
             assert bytes(byte) == b"d"
             byte[:] = b"x"  # the host still speaks to the guest there
         # And on to a third place, which is the first one.
-        assert migrate(target, source, guest, roots=roots[0]).state == "ready"
+        assert migrate(target, source, guest, roots=roots(source)).state == "ready"
         assert printed(source, guest, 1) == b"Dx"
         assert seen(source, guest, SHARED)[:1] == b"y"
         source.delete_guest(guest)
@@ -159,7 +127,7 @@ def test_a_refused_one_counts_on_where_it_was(services: tuple[Service, Service])
         guest = launched(source, NOSEND)
         assert printed(source, guest, 1) == b"Aa"
         with pytest.raises(SevError):
-            migrate(source, target, guest, roots=SevRoots.of(target.export_platform().authorities))
+            migrate(source, target, guest, roots=roots(target))
         assert printed(source, guest, 3) == b"BbCc"
         assert target.guests() == []
         source.delete_guest(guest)
@@ -235,15 +203,8 @@ def test_what_the_guest_asked_for_goes_along(tmp_path: Path) -> None:
 def test_memory_that_is_all_the_guests_own(services: tuple[Service, Service], mib: int) -> None:
     content = os.urandom(1 << 20)
     with services[0].connect(timeout=60) as source, services[1].connect(timeout=60) as target:
-        guest = source.create_guest(
-            guest_type="sev", memory_bytes=mib << 20, firmware_bytes=0, vcpu_count=1, cpuid_signature=0x830F10
-        ).guest_id
-        source.load_memory(guest, [(at << 20, content) for at in range(mib)])
-        source.start_launch(guest, policy=0)
-        source.update_launch(guest, [(0, mib << 20, 1)])
-        source.measure_guest(guest)
-        source.finish_launch(guest)
-        assert migrate(source, target, guest, roots=SevRoots.of(target.export_platform().authorities)).state == "ready"
+        guest = two_hosts.launched(source, content * mib)
+        assert migrate(source, target, guest, roots=roots(target)).state == "ready"
         for at in range(0, mib, mib // 4):
             assert target.read_guest_memory(guest, at << 20, len(content)) == content
         assert source.guests() == []
