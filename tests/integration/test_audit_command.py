@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli import sev
+from tests.support.cli import COMMAND, sev
 from tests.support.daemon import Daemon, chip, running
 
-COMMAND = (sys.executable, "-c", "import sys; from sev.cli.main import main; sys.exit(main())")
 GUEST = "snp-000000000000"
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cli import COMMAND
 from tests.support.daemon import chip
 
-COMMAND = (sys.executable, "-c", "import sys; from sev.cli.main import main; sys.exit(main())", "demo")
+DEMO = (*COMMAND, "demo")
 STEPS = ["host", "launch", "report", "verify", "amd_root", "appraise", "tamper", "end"]
 
 
@@ -50,7 +51,7 @@ def left_behind(folder: Path) -> list[str]:
 
 def test_the_story(surroundings: dict[str, str], tmp_path: Path) -> None:
     begin = time.monotonic()
-    done = subprocess.run([*COMMAND], capture_output=True, text=True, env=surroundings, timeout=100, check=False)
+    done = subprocess.run([*DEMO], capture_output=True, text=True, env=surroundings, timeout=100, check=False)
     took = time.monotonic() - begin
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -67,9 +68,7 @@ def test_the_story(surroundings: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_the_story_as_one_document(surroundings: dict[str, str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "--json"], capture_output=True, text=True, env=surroundings, timeout=100, check=False
-    )
+    done = subprocess.run([*DEMO, "--json"], capture_output=True, text=True, env=surroundings, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     steps = {step["id"]: step for step in document["steps"]}
@@ -89,7 +88,7 @@ def test_the_story_as_one_document(surroundings: dict[str, str], tmp_path: Path)
 def test_an_interrupted_story_leaves_nothing(
     surroundings: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = subprocess.Popen([*COMMAND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings)
+    process = subprocess.Popen([*DEMO], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings)
     assert process.stdout is not None
     process.stdout.readline()  # it has begun
     until = time.monotonic() + 10

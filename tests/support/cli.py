@@ -10,6 +10,9 @@ from typing import Any
 
 from sev.cli.main import main
 
+COMMAND = (sys.executable, "-c", "import sys; from sev.cli.main import main; sys.exit(main())")
+"""The same as a process of its own; words follow."""
+
 
 @dataclass(frozen=True)
 class Done:
