@@ -131,16 +131,16 @@ def test_closing_while_it_dials_leaves_nobody_waiting() -> None:
     closing: list[threading.Thread] = []
 
     def dial() -> socket.socket:
-        closing.append(threading.Thread(target=asker.close))
+        closing.append(threading.Thread(target=connection.close))
         closing[0].start()
-        while not asker._closed:
+        while not connection._closed:
             time.sleep(0.001)
         return ours
 
-    asker = _Connection(dial, "nobody")
+    connection = _Connection(dial, "nobody")
     begun = time.monotonic()
     with theirs, pytest.raises(KdsUnavailable, match="stops"):
-        asker.fetch(Question("https://kds.example/cek", seconds=1))
+        connection.fetch(Question("https://kds.example/cek", seconds=1))
     assert time.monotonic() - begun < GRACE_SECONDS
     closing[0].join()
     assert ours.fileno() == -1, "it is closed"
