@@ -33,6 +33,12 @@ PATH = "/dev/kvm"
 COPY, OPEN, SEAL = "copy", "open", "seal"
 """What becomes of SEV guest memory that is moved: nothing, what the guest reads, what lies there when it writes."""
 
+IOCTLS_MAX = 1024
+"""Most ioctls of one request."""
+
+LENT_RANGES, LENT_MAX = 64, 1 << 20
+"""Most ranges of memory that the process lends for one request, and bytes of each."""
+
 
 class ControlClient:
     """A connection; the simulator sees one process in it.
@@ -114,7 +120,7 @@ class ControlClient:
         Args:
             fd: The descriptor.
             request: The ioctl.
-            arguments: Its arguments, at most 1024.
+            arguments: Its arguments, at most IOCTLS_MAX.
             change: What `moves` do: COPY, OPEN or SEAL.
             moves: Guest memory that is moved before, as `transfer` does it: (source, target, bytes).
             lent: Ranges of memory that nobody else touches meanwhile, (address, bytes): they are copied once each way.

@@ -10,18 +10,13 @@ from typing import NamedTuple
 from sev import packets
 from sev.errors import MalformedInput, NotPermitted, UsageError, WrongState
 from sevd.simulator import control_memory, faults
+from sevd.simulator.control_client import IOCTLS_MAX, LENT_MAX, LENT_RANGES
 from sevd.simulator.errnos import fail
 from sevd.simulator.process import Process
 from sevd.simulator.simulator import Simulator
 from sevd.simulator.vcpu import VcpuFile
 
 Message = dict[str, object]
-
-IOCTLS_MAX = 1024
-"""Most ioctls of one request."""
-
-LENT_RANGES, LENT_MAX = 64, 1 << 20
-"""Most ranges of memory that the process lends for one request, and bytes of each."""
 
 _U32, _U64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
@@ -43,3 +45,13 @@ def refusal(number: int) -> OSError:
 def fail(number: int) -> NoReturn:
     """Raises OSError with this errno."""
     raise refusal(number)
+
+
+def until_refused(call: Callable[[int], object], arguments: Sequence[int]) -> tuple[int, int]:
+    """A call with one argument after the other, until one fails: (how many succeeded, errno or 0)."""
+    for done, argument in enumerate(arguments):
+        try:
+            call(argument)
+        except OSError as error:
+            return done, error.errno or errno.EIO
+    return len(arguments), 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 from sev.abi import kvm, kvm_run, kvm_sev
@@ -27,6 +28,7 @@ from sev.launch.linux import LinuxKernel
 from sevd.simulator import overlay_sev, overlay_state
 from sevd.simulator.control_client import PATH as MODEL_PATH
 from sevd.simulator.control_client import ControlClient
+from sevd.simulator.errnos import until_refused
 from sevd.simulator.overlay_memory import OverlayMemory
 from sevd.simulator.overlay_sev import SevOverlay
 
@@ -186,7 +188,7 @@ class _File:
 
     def ioctls(self, request: int, arguments: Sequence[int]) -> tuple[int, int]:
         """One after the other."""
-        return overlay_sev.one_by_one(self.ioctl, request, arguments)
+        return until_refused(partial(self.ioctl, request), arguments)
 
     def close(self) -> None:
         """The descriptor is closed."""

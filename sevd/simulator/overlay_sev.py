@@ -13,20 +13,21 @@ hypercall, for the real VM has none.
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 from dataclasses import replace
+from functools import partial
 
 from sev.abi import kvm, kvm_sev
 from sev.abi import kvm_sev_legacy as abi
 from sev.errors import SevError
-from sevd.simulator.control_client import COPY, OPEN, SEAL
+from sevd.simulator.control_client import COPY, LENT_MAX, OPEN, SEAL
+from sevd.simulator.errnos import until_refused
 from sevd.simulator.guest_memory import PAGE
 from sevd.simulator.overlay_memory import OverlayMemory, OwnWindow, Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import TypeVar
 
     from sev.abi.record import Record
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 BLOCK = 16
 """What the firmware encrypts is a multiple of it."""
-
-_LENT_MAX = 1 << 20
-"""Bytes of memory in one piece that are lent to the model for commands."""
 
 FINISHES = frozenset({kvm_sev.LAUNCH_FINISH, kvm_sev.RECEIVE_FINISH})
 _FILLS: dict[int, type[abi.LaunchUpdateData | abi.LaunchSecret | abi.ReceiveUpdateData | abi.Debug]] = {
@@ -106,8 +104,8 @@ class SevOverlay:
                 return self._send_each(arguments)
         except (_Unknown, SevError):
             pass  # something is wrong with one of them: the model says it when its turn comes
-        follow = self.command if number in COMMANDS else lambda _, argument: self._model(argument)
-        return one_by_one(follow, number, arguments)
+        follow = partial(self.command, number) if number in COMMANDS else self._model
+        return until_refused(follow, arguments)
 
     def adopt(self, number: int) -> None:
         """A slot was made: memory in it that was encrypted before is private. Raises OSError."""
@@ -206,7 +204,7 @@ class SevOverlay:
         self, arguments: Sequence[int], lent: list[tuple[int, int]], moves: Sequence[tuple[int, int, int]] = ()
     ) -> tuple[int, int]:
         """The commands, with the memory that is theirs meanwhile; pages of `moves` are encrypted before."""
-        small = [one for one in lent if one[1] <= _LENT_MAX]
+        small = [one for one in lent if one[1] <= LENT_MAX]
         return self._kernel.control.ioctls(
             self._fd, kvm.KVM_MEMORY_ENCRYPT_OP, arguments, change=SEAL, moves=moves, lent=small
         )
@@ -347,16 +345,6 @@ def _append(ranges: list[tuple[int, int]], address: int, size: int) -> None:
         ranges[-1] = (last, length + size)
     else:
         ranges.append((address, size))
-
-
-def one_by_one(ioctl: Callable[[int, int], int], request: int, arguments: Sequence[int]) -> tuple[int, int]:
-    """An ioctl again and again, until one fails: (how many succeeded, errno or 0)."""
-    for done, argument in enumerate(arguments):
-        try:
-            ioctl(request, argument)
-        except OSError as error:
-            return done, error.errno or errno.EIO
-    return len(arguments), 0
 
 
 class _Unknown(Exception):

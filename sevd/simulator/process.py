@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from sevd.simulator.address_space import AddressSpace
-from sevd.simulator.errnos import fail
+from sevd.simulator.errnos import fail, until_refused
 
 NOFILE = 1 << 16
 """Descriptors a process may have open."""
@@ -127,12 +127,7 @@ class Process:
 
     def ioctls(self, fd: int, request: int, arguments: Sequence[int]) -> tuple[int, int]:
         """The same ioctl(2) again and again, until one fails: (how many succeeded, errno or 0)."""
-        for done, argument in enumerate(arguments):
-            try:
-                self.ioctl(fd, request, argument)
-            except OSError as error:
-                return done, error.errno or errno.EIO
-        return len(arguments), 0
+        return until_refused(lambda argument: self.ioctl(fd, request, argument), arguments)
 
     def map(self, fd: int, size: int) -> memoryview:
         """No file of the model has memory to map: nothing executes in it. Raises OSError(EBADF, EOPNOTSUPP)."""

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from sev.abi import kvm, kvm_sev
 from sev.abi import kvm_sev_legacy as abi
 from sev.errors import MalformedInput, UsageError
-from sevd.simulator.control_client import COPY, SEAL
-from sevd.simulator.control_operations import IOCTLS_MAX, LENT_MAX, LENT_RANGES
+from sevd.simulator.control_client import COPY, IOCTLS_MAX, LENT_MAX, LENT_RANGES, SEAL
 from sevd.simulator.lent import LentMemory
 from sevd.simulator.overlay import OverlayKernel
 from tests.support.control import NO_KVM, Served
