@@ -38,7 +38,6 @@ class SevState:
         finished: The launch is finished.
         certificates: The guest's certificate requests go to user space.
         regions: Registered ranges of user memory, (address, size).
-        pages_locked: Pages of them, each as often as it was registered.
     """
 
     def __init__(self, vm_type: int) -> None:
@@ -57,7 +56,6 @@ class SevState:
         self.finished = False
         self.certificates = False
         self.regions: list[tuple[int, int]] = []
-        self.pages_locked = 0
 
 
 def encrypt_op(vm: Vm, process: Process, argument: int) -> int:
@@ -85,7 +83,6 @@ def destroy(vm: Vm) -> None:
     """The VM ends: context and ASID are given back. A context that cannot be decommissioned costs the ASID."""
     sev = vm.sev
     sev.regions.clear()
-    sev.pages_locked = 0
     if not sev.active:
         return
     sev.active = False

@@ -33,8 +33,8 @@ _U64 = 1 << 64
 _INT_MAX = (1 << 31) - 1
 
 
-def pin(vm: Vm, process: Process, address: int, size: int, *, write: bool = True) -> int:
-    """The pin rule for a range of user memory; answers its pages.
+def pin(vm: Vm, process: Process, address: int, size: int, *, write: bool = True) -> None:
+    """The pin rule for a range of user memory.
 
     Raises:
         OSError: EINVAL: empty, past the end of addresses, or more than there can be; ENOMEM: more than the process may
@@ -42,19 +42,18 @@ def pin(vm: Vm, process: Process, address: int, size: int, *, write: bool = True
     """
     if not size or address + size >= _U64:
         fail(errno.EINVAL)
-    pages = (address + size - 1) // PAGE - address // PAGE + 1
+    pages = _pages(address, size)
     if pages > _INT_MAX or (vm.module.ccp.era.pins_within_ram and pages > TOTAL_RAM // PAGE):
         fail(errno.EINVAL)
     need_lockable(vm, process, pages)
     if process.memory.available(address, writable=write) < size:
         fail(errno.ENOMEM)
-    return pages
 
 
 def need_lockable(vm: Vm, process: Process, pages: int) -> None:
     """Raises OSError(ENOMEM) if so many pages more than are locked for the VM are too many for the process."""
     most = process.lockable()
-    if most is not None and vm.sev.pages_locked + pages > most // PAGE:
+    if most is not None and sum(_pages(*region) for region in vm.sev.regions) + pages > most // PAGE:
         fail(errno.ENOMEM)
 
 
@@ -65,6 +64,11 @@ def pin_page(vm: Vm, process: Process, address: int, size: int, *, others: int =
         return process.memory.read(address, size)
     except OSError:
         return fail(errno.ENOMEM)
+
+
+def _pages(address: int, size: int) -> int:
+    """How many pages a range touches."""
+    return (address + size - 1) // PAGE - address // PAGE + 1
 
 
 def runs(address: int, size: int) -> Iterator[tuple[int, int]]:
@@ -92,10 +96,9 @@ def change_region(vm: Vm, process: Process, argument: int, *, add: bool) -> None
         fail(errno.ENOTTY)
     key = (region.addr, region.size_bytes)
     if add:
-        vm.sev.pages_locked += pin(vm, process, *key)
+        pin(vm, process, *key)
         vm.sev.regions.append(key)
     elif key in vm.sev.regions:
         vm.sev.regions.remove(key)
-        vm.sev.pages_locked -= (region.addr + region.size_bytes - 1) // PAGE - region.addr // PAGE + 1
     else:
         fail(errno.EINVAL)
