@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from sev.abi import sev_device as abi
 from sev.abi.tcb import TcbVersion
 from sev.errors import FirmwareError, KernelError, NotOffered
 from sevd.simulator import versions
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from sevd.simulator.simulator import Simulator
 
 COMMAND = "SNP_DOWNLOAD_FIRMWARE_EX"
-_WORKING = 2
-"""State of SEV while it has guests, in PLATFORM_STATUS."""
 
 
 def update(simulator: Simulator, version: str, tcb: str = "", *, commit: bool = False) -> None:
@@ -72,8 +71,10 @@ def _download(ccp: Ccp, image: bytes, flags: int) -> None:
     reply = Reply()
     with ccp.lock:
         was_up = ccp.initialised
-        if was_up and ccp.call(reply, ccp.firmware.platform_status)[2] == _WORKING:
-            fail(errno.EBUSY)
+        if was_up:
+            status = abi.PlatformStatus.decode(ccp.call(reply, ccp.firmware.platform_status))
+            if status.state == abi.STATE_WORKING:
+                fail(errno.EBUSY)
         ccp.shut_down_legacy(reply)
         try:
             ccp.call(reply, lambda: ccp.firmware.snp_download_firmware_ex(image, flags))
