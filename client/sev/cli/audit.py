@@ -117,6 +117,8 @@ def _from_files(args: Namespace, wanted: AuditFilter, out: Output) -> int:
     if args.last:
         found = (one for one in newest_first(files) if wanted.admits(one))
         kept = reversed(list(islice(found, args.last)))
+        for file in files:  # those before the last records were not read, and whoever follows does so for long
+            file.close()
     else:
         kept = (one for one in records(files) if wanted.admits(one))
     if not args.follow:
@@ -196,18 +198,15 @@ def _heading(out: Output) -> list[str]:
 
 
 def _cells(one: AuditRecord, out: Output) -> list[str]:
+    from sev.cli.tables import one_line
+
     facts = one.facts
     if not facts:
-        return ["-"] * (5 + out.verbose) + [f"unfinished: {_line(one.line)[:60]}"]
+        return ["-"] * (5 + out.verbose) + [f"unfinished: {one_line(one.line)[:60]}"]
     socket = f" on {facts['socket']}" if facts.get("what") == "connection" else ""
-    details = [_line(str(facts[key])) for key in ("reason", "message") if facts.get(key)]
+    details = [one_line(str(facts[key])) for key in ("reason", "message") if facts.get(key)]
     details += [word for word in ("validate_only", "repeated") if facts.get(word)]
     cells = [one.time, one.caller or "-", f"{one.method}{socket}", str(facts.get("target") or "-"), one.result or "-"]
     if out.verbose:
         cells.append(str(facts.get("request_id") or "-"))
-    return [*map(_line, cells), ": ".join(details)]
-
-
-def _line(text: str) -> str:
-    """Text of others on one line of a terminal, and without anything that would move its cursor."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return [*map(one_line, cells), ": ".join(details)]

@@ -105,9 +105,9 @@ def _admits(event: Event, args: Namespace) -> bool:
 
 def text(event: Event) -> str:
     """An event for people, one line."""
+    from sev.cli.tables import one_line
     from sev.wire import rfc3339
 
     details = " ".join(f"{name}={value}" for name, value in sorted(event.details.items()))
     words = [rfc3339(event.event_time) or "-", event.kind.ljust(24), event.message]
-    line = "  ".join([*words, f"({details})"] if details else words)
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+    return one_line("  ".join([*words, f"({details})"] if details else words))

@@ -1,4 +1,4 @@
-"""Text tables for people: names beside values, and rows under a heading."""
+"""Text for people: names beside values, rows under a heading, and what others wrote on one line."""
 
 from __future__ import annotations
 
@@ -56,3 +56,8 @@ def size(count: int) -> str:
         if count >= unit and count * 2 % unit == 0:
             return f"{count / unit:g} {name}"
     return f"{count} bytes"
+
+
+def one_line(text: str) -> str:
+    """Text of others on one line of a terminal, and without anything that would move its cursor."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
