@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sev.client import Host
     from sev.guest_model import Guest
     from sev.metrics_model import Metrics
+    from sev.model import AsidUse
 
 _TOP = """\
 Shows, again and again, how the host does: ASIDs in use, guests by state, calls and
@@ -52,6 +53,7 @@ def build(parser: ArgumentParser) -> None:
 
 def _run(args: Namespace, out: Output) -> int:
     import sys
+    from shutil import get_terminal_size
     from time import sleep
 
     from sev.cli.connection import connected
@@ -63,7 +65,8 @@ def _run(args: Namespace, out: Output) -> int:
         while True:
             before, document, lines = _picture(host, before, full=out.json)
             if live:
-                lines = [line[: _columns()] for line in lines[: _rows()]]
+                room = get_terminal_size()
+                lines = [line[: room.columns] for line in lines[: max(room.lines - 1, 1)]]
             out.line(document, (_CLEAR if live else "") + "\n".join(lines) + ("" if live else "\n"))
             drawn += 1
             if drawn == args.count:
@@ -96,9 +99,8 @@ def _picture(host: Host, before: Metrics | None, *, full: bool) -> tuple[Metrics
     return now, {}, [*facts(pairs).split("\n"), "", *_guests(guests)]
 
 
-def _use(asids: object) -> str:
-    total, used = getattr(asids, "total", 0), getattr(asids, "in_use", 0)
-    return f"{used} of {total}" if total else "none"
+def _use(asids: AsidUse) -> str:
+    return f"{asids.in_use} of {asids.total}" if asids.total else "none"
 
 
 def _busy(now: Metrics) -> str:
@@ -225,18 +227,6 @@ def _span(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min" if minutes else f"{seconds:.0f} s"
-
-
-def _columns() -> int:
-    from shutil import get_terminal_size
-
-    return get_terminal_size().columns
-
-
-def _rows() -> int:
-    from shutil import get_terminal_size
-
-    return max(get_terminal_size().lines - 1, 1)
 
 
 def _seconds(text: str) -> float:
