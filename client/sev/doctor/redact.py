@@ -39,6 +39,7 @@ class Redactor:
         self.names = names
         self._stand_ins: dict[str, str] = {}
         self._counts: dict[str, int] = {}
+        self._longest_first: list[str] = []
 
     def learn(self, kind: str, names: Iterable[str]) -> None:
         """These are names of this kind ("guest", "user", "machine"): they are replaced wherever they stand."""
@@ -70,7 +71,9 @@ class Redactor:
         text = _GUEST.sub(lambda found: self._stand_in("guest", found[0]), text)
         text = _HOME.sub(r"\1(somebody)", text)
         text = _ADDRESS.sub(self._address, text)
-        for name in sorted(self._stand_ins, key=len, reverse=True):
+        if len(self._longest_first) != len(self._stand_ins):
+            self._longest_first = sorted(self._stand_ins, key=len, reverse=True)
+        for name in self._longest_first:
             if len(name) >= _SHORT and name in text and not name.isdigit():
                 text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", self._stand_ins[name], text)
         return text
