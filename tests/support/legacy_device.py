@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from sev import status
 from sev.abi import sev_certificate
 from sev.abi import sev_device as abi
 from sevd.simulator import Simulator
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import issue
 
@@ -40,16 +38,6 @@ def export(process: Process, fd: int) -> tuple[bytes, bytes]:
     request = abi.PdhCertExport(process.memory.place(pdh), SIZE, process.memory.place(chain), CHAIN_SIZE)
     assert issue(process, fd, abi.PDH_CERT_EXPORT, request.encode())[:2] == (0, 0)
     return bytes(pdh), bytes(chain)
-
-
-def refuse(host: Simulator, *commands: str, code: int = status.HWERROR_UNSAFE) -> None:
-    """Makes firmware commands fail."""
-
-    def hook(name: str) -> None:
-        if name in commands:
-            raise FirmwareStatus(code)
-
-    host.faults = hook
 
 
 def requests(process: Process) -> dict[int, bytes]:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sev import status
 from sevd.simulator import Simulator, kernel_era
+from sevd.simulator.firmware_status import FirmwareStatus
 
 EVERY_ERA = pytest.mark.parametrize("era", ["A", "B", "C"])
 """Runs a test on a host of each kernel generation; B2 differs from B in one command of /dev/sev only."""
@@ -38,3 +40,17 @@ def simulated_host(
         yield simulator
     finally:
         simulator.close()
+
+
+def refuse(host: Simulator, *commands: str, code: int = status.HWERROR_UNSAFE, after: int = 0) -> None:
+    """Makes firmware commands fail, but for the first `after` of them."""
+    calls = 0
+
+    def hook(name: str) -> None:
+        nonlocal calls
+        if name in commands:
+            calls += 1
+            if calls > after:
+                raise FirmwareStatus(code)
+
+    host.faults = hook

@@ -26,8 +26,8 @@ from sevd.devices import Quiet, Scheduler
 from sevd.events import Events
 from sevd.guests import Guests, GuestState, Limits, PageType, Region
 from sevd.guests.machine import OwnMachines
-from sevd.simulator.firmware_status import FirmwareStatus
 from tests.support.hosting import ALICE, BOB, FIRMWARE_GPA, POLICY, REGIONS, Hosting, hosting, request
+from tests.support.simulated import refuse
 
 if TYPE_CHECKING:
     from sev.launch.seam import Kernel
@@ -360,12 +360,7 @@ async def test_a_secure_processor_that_hangs(tmp_path: Path) -> None:
 async def test_a_fault_of_the_firmware_comes_through(tmp_path: Path) -> None:
     async with hosting(tmp_path) as it:
         guest = await it.launching()
-
-        def fail(command: str) -> None:
-            if command == "SNP_LAUNCH_UPDATE":
-                raise FirmwareStatus(status.HWERROR_UNSAFE)
-
-        it.simulator.faults = fail
+        refuse(it.simulator, "SNP_LAUNCH_UPDATE")
         with pytest.raises(FirmwareError) as refused:
             await it.guests.update(ALICE, guest.guest_id, [Region(FIRMWARE_GPA, 4096, PageType.NORMAL)])
         assert refused.value.firmware_status == status.HWERROR_UNSAFE

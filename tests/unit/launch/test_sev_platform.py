@@ -13,10 +13,10 @@ from sev.abi import sev_device as abi
 from sev.errors import FirmwareError, KernelError, MalformedInput, NotOffered, NotPermitted, WrongState
 from sev.launch import SevDevice
 from sevd.simulator import Simulator
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.legacy import Owner, check_chain
 from tests.support.legacy_machine import some_guest
+from tests.support.simulated import refuse
 
 SIZE = sev_certificate.SIZE
 
@@ -130,11 +130,7 @@ COMMANDS: dict[str, Callable[[SevDevice], object]] = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_any_status_is_told(host: Simulator, device: SevDevice, name: str) -> None:
-    def hook(command: str) -> None:
-        if command == name:
-            raise FirmwareStatus(status.HWERROR_UNSAFE)
-
-    host.faults = hook
+    refuse(host, name)
     with pytest.raises(FirmwareError) as refused:
         COMMANDS[name](device)
     assert (refused.value.command, refused.value.firmware_status) == (name, status.HWERROR_UNSAFE)

@@ -17,7 +17,6 @@ from sev.abi.guest_message import Header
 from sevd.simulator import Simulator
 from sevd.simulator.errnos import FirmwareRefused
 from sevd.simulator.faults import parse
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.guest_channel import BUSY, INVALID_LEN, SEQUENCE_END, Patience
 from sevd.simulator.guest_device import SevGuestDevice
 from sevd.simulator.guest_host import HostRefused
@@ -25,6 +24,7 @@ from sevd.simulator.guest_nodes import GuestDevices
 from sevd.simulator.guest_ref import GuestRef
 from sevd.simulator.guest_requests import seal, unseal
 from tests.support.guest_program import NONCE, UNTOUCHED, GuestProgram
+from tests.support.simulated import refuse
 
 
 @dataclass
@@ -279,11 +279,7 @@ def test_a_key_that_was_given_up_stops_every_request(program: GuestProgram, betw
 
 
 def test_a_fault_of_the_firmware_reaches_the_program(device: SevGuestDevice, host: Simulator, guest: GuestRef) -> None:
-    def faults(command: str) -> None:
-        if command == "SNP_GUEST_REQUEST":
-            raise FirmwareStatus(status.HWERROR_PLATFORM)
-
-    host.faults = faults
+    refuse(host, "SNP_GUEST_REQUEST", code=status.HWERROR_PLATFORM)
     program = GuestProgram(device)
     outcome = program.report()
     assert (outcome.name, outcome.exitinfo2) == ("EIO", status.HWERROR_PLATFORM)

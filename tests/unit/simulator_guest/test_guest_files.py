@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sev import status
 from sev.abi import cert_table
 from sev.abi import guest_device as abi
 from sev.attestation import Report
@@ -25,6 +26,7 @@ from sevd.simulator.guest_nodes import GuestDevices, guest_tree, tsm_tree
 from sevd.simulator.guest_ref import GuestRef
 from tests.support.guest_program import NONCE, UNTOUCHED, launch, running_guest
 from tests.support.needs import need_fuse, need_program
+from tests.support.simulated import refuse
 
 NAME = "guest-of-the-files"
 SOURCE = Path(__file__).with_name("guest_ioctl.c")
@@ -134,14 +136,7 @@ def test_a_host_without_certificates(caller: Path, served: Path, named: GuestRef
 
 
 def test_a_given_up_key_stays_given_up_for_everybody(caller: Path, served: Path, folder: Path, host: Simulator) -> None:
-    from sev import status
-    from sevd.simulator.firmware_status import FirmwareStatus
-
-    def faults(command: str) -> None:
-        if command == "SNP_GUEST_REQUEST":
-            raise FirmwareStatus(status.UNSUPPORTED)
-
-    host.faults = faults
+    refuse(host, "SNP_GUEST_REQUEST", code=status.UNSUPPORTED)
     file = served / "sev-guest" / NAME
     assert run(caller, file, "report")["report"]["exitinfo2"] == status.UNSUPPORTED
     host.faults = lambda _command: None

@@ -11,7 +11,10 @@ from sev.abi import kvm
 from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.process import Process
 from tests.support.caller import Machine
+from tests.support.device_fixtures import fd, reader
 from tests.support.simulated import simulated_host
+
+__all__ = ["fd", "reader"]
 
 
 @pytest.fixture

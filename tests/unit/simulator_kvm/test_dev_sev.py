@@ -12,10 +12,9 @@ from sev import status
 from sev.abi import sev_device as abi
 from sevd.simulator import Simulator
 from sevd.simulator.errnos import Reply
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import UNTOUCHED, Outcome, attempt, code, issue
-from tests.support.simulated import simulated_host
+from tests.support.simulated import refuse, simulated_host
 
 MODES = {"read": os.O_RDONLY, "write": os.O_WRONLY, "both": os.O_RDWR, "accmode 3": os.O_ACCMODE}
 UNMAPPED = 0x1000
@@ -24,26 +23,6 @@ UNMAPPED = 0x1000
 @pytest.fixture(params=["A", "B", "C"])
 def era(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def fd(process: Process) -> int:
-    return process.open("/dev/sev", os.O_RDWR)
-
-
-@pytest.fixture
-def reader(process: Process) -> int:
-    return process.open("/dev/sev", os.O_RDONLY)
-
-
-def refuse(host: Simulator, command: str, number: int) -> None:
-    """Makes one firmware command fail."""
-
-    def hook(name: str) -> None:
-        if name == command:
-            raise FirmwareStatus(number)
-
-    host.faults = hook
 
 
 @pytest.mark.parametrize("request_number", [0, 0xC0105301, 0xAE00, 0xC0205300], ids=hex)
@@ -242,7 +221,7 @@ def test_get_id_on_old_firmware_is_an_errno_without_a_name(
     ids=str,
 )
 def test_a_status_of_the_firmware_is_eio(host: Simulator, process: Process, fd: int, number: int, name: str) -> None:
-    refuse(host, name, status.HWERROR_UNSAFE)
+    refuse(host, name)
     outcome = issue(process, fd, number, bytes(128))
     assert outcome[:2] == (errno.EIO, status.HWERROR_UNSAFE)
     assert outcome.data == bytes(128)

@@ -15,19 +15,13 @@ from sevd.simulator import Simulator
 from sevd.simulator.asids import AsidPool
 from sevd.simulator.errnos import fail
 from sevd.simulator.firmware_platform import Platform
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from sevd.simulator.versions import parse
 from tests.support.caller import PAGE, UNTOUCHED, Machine, attempt, launching, ready
-from tests.support.simulated import EVERY_ERA, simulated_host
+from tests.support.simulated import EVERY_ERA, refuse, simulated_host
 
 UNMAPPED = 0x1000
 LEGACY_OF_SEV = (2, 3, 5, 6, 7, 8, 9, 11, 12, 15, 16, 17, 18, 20, 21)
-
-
-@pytest.fixture
-def machine(process: Process) -> Machine:
-    return Machine.make(process)
 
 
 @EVERY_ERA
@@ -163,12 +157,7 @@ def test_init2_takes_no_descriptor(host: Simulator, machine: Machine) -> None:
 
 def test_a_platform_that_cannot_be_initialised_costs_no_asid(host: Simulator, machine: Machine) -> None:
     host._ccp.shut_down()
-
-    def broken(command: str) -> None:
-        if command == "SNP_INIT":
-            raise FirmwareStatus(status.HWERROR_PLATFORM)
-
-    host.faults = broken
+    refuse(host, "SNP_INIT", code=status.HWERROR_PLATFORM)
     assert machine.init2()[:2] == (errno.EIO, status.HWERROR_PLATFORM)
     assert host.asids()["sev_es"][1] == 0
     host.faults = lambda _command: None
@@ -347,12 +336,7 @@ def test_exit_leaves_nothing_at_any_stage(host: Simulator, stage: str) -> None:
 def test_a_context_that_cannot_be_decommissioned_costs_the_asid(host: Simulator) -> None:
     process = host.process()
     launching(process)
-
-    def broken(command: str) -> None:
-        if command == "SNP_DECOMMISSION":
-            raise FirmwareStatus(status.ACTIVE)
-
-    host.faults = broken
+    refuse(host, "SNP_DECOMMISSION", code=status.ACTIVE)
     process.exit()
     host.faults = lambda _command: None
     assert host.guest_count() == 1

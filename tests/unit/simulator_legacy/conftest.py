@@ -12,8 +12,11 @@ import pytest
 from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.process import Process
+from tests.support.device_fixtures import fd, reader
 from tests.support.legacy import Boot
-from tests.support.simulated import template
+from tests.support.simulated import simulated_host, template
+
+__all__ = ["fd", "reader"]
 
 
 @pytest.fixture
@@ -54,6 +57,13 @@ def host(boot: Boot, era: str) -> Simulator:
 def firmware(host: Simulator) -> Firmware:
     """The firmware below it, legacy SEV in state INIT."""
     return host.firmware
+
+
+@pytest.fixture(scope="module")
+def chip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firmware]:
+    """The firmware of one chip for all tests of a module: each leaves it as it was."""
+    with simulated_host(tmp_path_factory.mktemp("chip")) as host:
+        yield host.firmware
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +13,8 @@ from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import UNTOUCHED, Machine, issue
-from tests.support.legacy_device import INITIALISING, UNMAPPED, legacy, refuse, requests, snp_state
+from tests.support.legacy_device import INITIALISING, UNMAPPED, legacy, requests, snp_state
+from tests.support.simulated import refuse
 
 EIO, EPERM, EFAULT = errno.EIO, errno.EPERM, errno.EFAULT
 PROBED = (EIO, status.INVALID_LENGTH)
@@ -30,16 +30,6 @@ AS_STATE = ("B", "B2")
 @pytest.fixture(params=list(kernel_era.ERAS))
 def era(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def fd(process: Process) -> int:
-    return process.open("/dev/sev", os.O_RDWR)
-
-
-@pytest.fixture
-def reader(process: Process) -> int:
-    return process.open("/dev/sev", os.O_RDONLY)
 
 
 def states(host: Simulator, process: Process, fd: int) -> tuple[int, int]:

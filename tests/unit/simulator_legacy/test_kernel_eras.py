@@ -14,11 +14,11 @@ from sev.errors import DeviceMissing, UsageError
 from sev.launch import SevDevice
 from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.errnos import Reply
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support import docs
 from tests.support.caller import UNTOUCHED, issue
 from tests.support.legacy import Boot
+from tests.support.simulated import refuse
 
 STATUS, COMMIT, CONFIG, VLEK = 9, 10, 11, 12
 UNMAPPED = 0x1000
@@ -197,12 +197,7 @@ def test_snp_after_a_reset(driver: Callable[[str], Driver], era: str, snp: bool)
 def test_an_implicit_init_that_fails(driver: Callable[[str], Driver], era: str, command: str, error: int) -> None:
     host = driver(era)
     host.down()
-
-    def hook(name: str) -> None:
-        if name == command:
-            raise FirmwareStatus(status.RESOURCE_LIMIT)
-
-    host.host.faults = hook
+    refuse(host.host, command, code=status.RESOURCE_LIMIT)
     assert host.ask(abi.PDH_GEN, 0) == (EIO, error)
 
 
@@ -210,12 +205,7 @@ def test_an_implicit_init_that_fails(driver: Callable[[str], Driver], era: str, 
 def test_an_implicit_snp_init_that_fails(driver: Callable[[str], Driver], era: str, command: int) -> None:
     host = driver(era)
     host.down()
-
-    def hook(name: str) -> None:
-        if name == "SNP_INIT":
-            raise FirmwareStatus(status.RESOURCE_LIMIT)
-
-    host.host.faults = hook
+    refuse(host.host, "SNP_INIT", code=status.RESOURCE_LIMIT)
     assert host.ask(command, host.data(command)) == (EIO, status.INVALID_PLATFORM_STATE)
 
 

@@ -24,11 +24,11 @@ from tests.support.legacy_device import (
     csr,
     export,
     legacy,
-    refuse,
     requests,
     snp_state,
 )
 from tests.support.legacy_machine import some_guest
+from tests.support.simulated import refuse
 
 EIO, EPERM, EFAULT, EINVAL = errno.EIO, errno.EPERM, errno.EFAULT, errno.EINVAL
 PROBED = (EIO, status.INVALID_LENGTH)
@@ -38,16 +38,6 @@ Calls = Callable[[], list[str]]
 @pytest.fixture(params=["A", "B", "C"])
 def era(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def fd(process: Process) -> int:
-    return process.open("/dev/sev", os.O_RDWR)
-
-
-@pytest.fixture
-def reader(process: Process) -> int:
-    return process.open("/dev/sev", os.O_RDONLY)
 
 
 def imported(process: Process, pek: bytes, oca: bytes, **changes: int) -> bytes:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from sev import status
 from sev.errors import FirmwareError, MalformedInput, NotOffered, SevError
 from sevd.guests.model import GuestState, GuestType
 from sevd.simulator import Simulator
 from sevd.worker import notes, wire
 from sevd.worker.guest import DEBUG_BYTES, WorkerGuest
-from tests.support.simulated import simulated_host
+from tests.support.simulated import refuse, simulated_host
 from tests.support.workers import card
 
 FIRMWARE = b"f" * (64 << 10)
@@ -71,15 +72,7 @@ def test_a_measurement_that_fails_is_final(host: Simulator) -> None:
     guest = made(host, GuestType.SEV_ES)
     start(guest, 5)
     guest.step("update", {"gpa": GPA, "size": 4096, "page_type": 1})
-
-    def hook(command: str) -> None:
-        from sev import status
-        from sevd.simulator.firmware_status import FirmwareStatus
-
-        if command == "LAUNCH_MEASURE":
-            raise FirmwareStatus(status.HWERROR_PLATFORM)
-
-    host.faults = hook
+    refuse(host, "LAUNCH_MEASURE", code=status.HWERROR_PLATFORM)
     with pytest.raises(FirmwareError):
         guest.step("measure", {})
     host.faults = lambda command: None
