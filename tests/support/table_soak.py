@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import random
-import struct
 import threading
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ from sev.attestation import Collateral, Report, Roots, verify
 from sev.client import Host
 from sev.errors import MalformedInput, NotNow, SevError
 from sevd.simulator.chip import Chip
+from tests.support.table_readers import read_locked
 
 LEAVES = {cert_table.VCEK: "vcek", cert_table.VLEK: "vlek"}
 
@@ -29,14 +28,13 @@ LEAVES = {cert_table.VCEK: "vcek", cert_table.VLEK: "vlek"}
 @contextmanager
 def locked(path: Path) -> Iterator[int | None]:
     """The table under a shared OFD lock, as the kernel's documentation has it of VMMs; None while it is being changed."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
-        except BlockingIOError:
-            yield None
-        else:
-            yield fd
+        fd = read_locked(path)
+    except BlockingIOError:
+        yield None
+        return
+    try:
+        yield fd
     finally:
         os.close(fd)
 
@@ -57,6 +55,12 @@ def judged(report: bytes, table: bytes, nonce: bytes, roots: Roots) -> tuple[str
     collateral = Collateral(certificate_table=table)
     verify(parsed, collateral, at=datetime.now(UTC), roots=roots, allow_masked_chip_id=True)
     return leaf, parsed
+
+
+def judged_now(host: Host, guest_id: str, path: Path, roots: Roots) -> tuple[str, Report]:
+    """The same of a report that is asked for now, with the table as it lies there then."""
+    nonce = bytes(64)
+    return judged(host.guest_report(guest_id, nonce).report, path.read_bytes(), nonce, roots)
 
 
 class Readers:

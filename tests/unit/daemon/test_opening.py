@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import struct
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +16,7 @@ from sev.errors import NotNow
 from sevd.endorsements import EndorsementSet
 from sevd.endorsements.table_file import TableFile
 from sevd.opening import LateEndorsements
+from tests.support.table_readers import read_locked
 
 SET = EndorsementSet((), b"table", (), True)
 
@@ -69,17 +68,6 @@ def late(make: Any, table: TableFile | None = None) -> LateEndorsements:
     return LateEndorsements(make, table)
 
 
-def shared(path: Path) -> int:
-    """A descriptor with the read lock, as a VMM has. Raises BlockingIOError while the table is being changed."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 def test_who_comes_early_waits_and_everything_reaches_the_store() -> None:
     store, go = Store(), threading.Event()
 
@@ -121,13 +109,13 @@ def test_the_table_is_locked_before_anything_else_and_until_it_is_made(tmp_path:
         endorsements.start()
         await asyncio.sleep(0.05)
         with pytest.raises(BlockingIOError):
-            shared(path)
+            read_locked(path)
         reading = asyncio.ensure_future(_content(endorsements))
         await asyncio.sleep(0.05)
         assert not reading.done()
         go.set()
         assert (await reading).startswith(b"of an earlier")  # this store writes none
-        os.close(shared(path))
+        os.close(read_locked(path))
         await endorsements.close()
 
     asyncio.run(run())
@@ -143,7 +131,7 @@ def test_a_reader_that_hangs_holds_no_start_up_and_the_table_is_mended_later(tmp
     store = Store()
     path = tmp_path / "certs.bin"
     path.write_bytes(b"table")
-    held = shared(path)
+    held = read_locked(path)
 
     async def run() -> None:
         endorsements = late(lambda: store, TableFile(path, wait_seconds=0.1))
@@ -192,7 +180,7 @@ def test_a_stop_gives_an_opening_up(tmp_path: Path) -> None:
         endorsements.start()
         await asyncio.sleep(0.1)
         await asyncio.wait_for(endorsements.close(), 5)
-        os.close(shared(path))  # the lock went too
+        os.close(read_locked(path))  # the lock went too
         await late(Hanging).close()
 
     asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,9 +30,9 @@ from sevd.endorsements import ChipIdentity, EndorsementKind, Endorsements
 from sevd.events import Event, Events
 from sevd.platform import PlatformDevice, SnpPlatform, SnpState
 from sevd.simulator import Simulator
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.firmware_update import update
-from tests.support.simulated import simulated_host
+from tests.support.simulated import refuse, simulated_host
+from tests.support.table_readers import read_locked
 
 
 class Rig:
@@ -201,14 +202,9 @@ async def test_commit_waits_for_launches_and_then_refuses(tmp_path: Path) -> Non
 
 
 async def test_a_table_that_is_being_read_holds_changes_back(tmp_path: Path) -> None:
-    import fcntl
-    import os
-    import struct
-
     async with rig(tmp_path) as it:
         before = await it.platform.status()
-        fd = os.open(it.path, os.O_RDONLY)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        fd = read_locked(it.path)
         with pytest.raises(NotNow, match="is being read"):
             await it.platform.set_config(mask_chip_id=True)
         assert await it.platform.status() == before
@@ -284,12 +280,7 @@ async def test_a_caller_that_goes_away_leaves_the_table_right(tmp_path: Path) ->
 
 async def test_a_refusal_of_the_firmware_leaves_the_lock_free(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-
-        def fail(command: str) -> None:
-            if command == "SNP_COMMIT":
-                raise FirmwareStatus(status.HWERROR_PLATFORM)
-
-        it.simulator.faults = fail
+        refuse(it.simulator, "SNP_COMMIT", code=status.HWERROR_PLATFORM)
         with pytest.raises(FirmwareError) as refused:
             await it.platform.commit(True)
         assert refused.value.firmware_status == status.HWERROR_PLATFORM

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from sev.abi import cert_table
 from sev.errors import DeviceMissing, FirmwareError, KernelError, NotNow, SevError
 from sevd.platform.vlek import VlekMemory
 from sevd.simulator.firmware_status import FirmwareStatus
+from tests.support.table_readers import read_locked
 from tests.unit.platform.test_snp_platform import Rig, rig
 
 EMPTY = cert_table.build(())
@@ -138,8 +137,7 @@ async def test_who_makes_the_table_anew_asks_the_platform_under_the_lock(tmp_pat
 
 async def test_what_readers_held_up_is_known_to_be_stale(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-        fd = os.open(it.path, os.O_RDONLY)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        fd = read_locked(it.path)
         with pytest.raises(NotNow):
             await it.table.update()
         assert it.table.stale

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -25,9 +23,9 @@ from sevd.platform.desired import Desired
 from sevd.platform.upkeep import Upkeep
 from sevd.platform.views import DesiredView
 from sevd.platform.watch import PlatformWatch
-from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.firmware_update import update
-from tests.support.simulated import simulated_host
+from tests.support.simulated import refuse, simulated_host
+from tests.support.table_readers import read_locked
 from tests.unit.platform.test_snp_platform import Rig, rig
 
 NEVER = 3600.0
@@ -176,8 +174,7 @@ async def test_what_an_administrator_sets_is_drift_and_stays_until_the_next_even
 
 async def test_a_reader_that_hangs_is_waited_for_and_it_is_tried_again(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-        fd = os.open(it.path, os.O_RDONLY)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        fd = read_locked(it.path)
         found = Kept(it, Desired("snp=23"))
         found.upkeep.start()
         await found.until(lambda: len(found.records) >= 2)
@@ -305,12 +302,7 @@ async def test_on_a_real_host_the_committed_tcb_is_asked_for_by_setting_it(tmp_p
 
 async def test_a_platform_that_fails_for_a_while_is_kept_afterwards(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-
-        def fail(command: str) -> None:
-            if command == "SNP_CONFIG":
-                raise FirmwareStatus(status.HWERROR_PLATFORM)
-
-        it.simulator.faults = fail
+        refuse(it.simulator, "SNP_CONFIG", code=status.HWERROR_PLATFORM)
         found = Kept(it, Desired("snp=23"))
         found.upkeep.start()
         view = await found.settled()
