@@ -24,6 +24,7 @@ FILES = {
     "kvm": "simulator_kvm/test_kvm_sev.py",
     "kvm legacy": "simulator_kvm/legacy/test_kvm_legacy.py",
     "kvm snp": "simulator_kvm/test_kvm_launch.py",
+    "kvm snp update": "simulator_kvm/test_kvm_launch_update.py",
     "kvm migration": "simulator_kvm/test_kvm_migration.py",
     "layouts": "simulator_kvm/test_layouts.py",
     "guest": "simulator_guest/test_sev_guest_device.py",
@@ -115,9 +116,9 @@ GUESTS: dict[str, tuple[str, ...]] = {
     "SNP_LAUNCH_START hides errors of the context behind ENOTTY": (
         "kvm snp test_context_errors_hide_behind_enotty_with_their_status",
     ),
-    "SNP_LAUNCH_UPDATE hides all behind EIO": ("kvm snp test_whatever_stops_the_first_page_is_eio",),
-    "SNP_LAUNCH_UPDATE: 0 for a part": ("kvm snp test_what_stops_a_later_page_is_success_with_less_done",),
-    "SNP_LAUNCH_UPDATE without a context: EINVAL": ("kvm snp test_update_before_start_is_einval",),
+    "SNP_LAUNCH_UPDATE hides all behind EIO": ("kvm snp update test_whatever_stops_the_first_page_is_eio",),
+    "SNP_LAUNCH_UPDATE: 0 for a part": ("kvm snp update test_what_stops_a_later_page_is_success_with_less_done",),
+    "SNP_LAUNCH_UPDATE without a context: EINVAL": ("kvm snp update test_update_before_start_is_einval",),
     "SNP_LAUNCH_FINISH of another guest: ENOTTY": (
         "kvm test_sev_guests_have_no_snp_commands", "kvm snp test_finish_out_of_order",
     ),
