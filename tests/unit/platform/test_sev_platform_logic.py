@@ -1,18 +1,14 @@
-"""The platform of SEV and SEV-ES over the real driver and the simulated host: keys, owner, and who must not be there."""
+"""The platform of SEV and SEV-ES over the real driver and the simulated host: keys, owner, and what is confirmed."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sev import products, status
 from sev.abi import sev_certificate as abi
@@ -29,122 +25,16 @@ from sev.errors import (
     SevError,
     UsageError,
 )
-from sev.launch import Snp
-from sev.session.owner import sign_request
 from sevd.access.identity import Caller
-from sevd.access.roles import Role
-from sevd.devices import Quiet, Scheduler
-from sevd.events import Event, Events
+from sevd.devices import Scheduler
+from sevd.events import Events
 from sevd.platform import PlatformDevice
 from sevd.platform.occupancy import Occupancy
 from sevd.platform.sev import SevPlatform
 from sevd.platform.views import SevState, SevStatusView
-from sevd.simulator import Simulator
 from sevd.simulator.faults import Fault
+from tests.support.sev_platform import LAUNCHER, ROOT, VIEWER, Owner, Rig, import_pek, rig
 from tests.support.simulated import simulated_host
-
-ROOT = Caller.local(0, 0, 1, Role.ADMIN)
-LAUNCHER = Caller.local(1000, 1000, 2, Role.LAUNCHER)
-VIEWER = Caller.local(1001, 1001, 3, Role.VIEWER)
-
-
-class Rig:
-    """A platform, and what happened around it."""
-
-    def __init__(self, simulator: Simulator, quiet: Quiet) -> None:
-        self.simulator = simulator
-        self.scheduler = Scheduler()
-        self.events = Events(simulated=True)
-        self.told: list[Event] = []
-        self.events.listen(self.told.append)
-        self.refreshed = self.held = 0
-        self.occupants: list[str] = []
-        self.device = PlatformDevice(simulator.process(), self.scheduler)
-        self.platform = SevPlatform(
-            self.device,
-            self.events,
-            occupancy=Occupancy(simulator.product, lambda: self.occupants, simulator.asids),
-            certificates=simulator.sev_certificates,
-            simulated=True,
-            quiet=quiet,
-            refresh=self._refresh,
-            changing=self._changing,
-        )
-
-    @property
-    def kinds(self) -> list[str]:
-        """Kinds of the events so far."""
-        return [event.kind for event in self.told]
-
-    async def pdh(self, *, confirm: bool = False) -> bytes:
-        """The PDH as it is."""
-        return (await self.platform.export(ROOT, confirm=confirm)).pdh
-
-    async def _refresh(self) -> None:
-        self.refreshed += 1
-
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
-        self.held += 1
-        yield
-
-
-@asynccontextmanager
-async def rig(
-    folder: Path, product: str = "genoa", *, quiet: Quiet | None = None, era: str = "C"
-) -> AsyncIterator[Rig]:
-    with simulated_host(folder / "host", product, era=era) as simulator:
-        it = Rig(simulator, quiet or Quiet(wait_seconds=0.05))
-        try:
-            yield it
-        finally:
-            await it.device.close()
-            it.scheduler.close()
-
-
-async def begun(quiet: Quiet) -> None:
-    """Waits until a command that no guest may meet has announced itself."""
-    for _ in range(500):
-        if quiet._alone:
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("no command came")
-
-
-class Owner:
-    """An owner with a key of its own."""
-
-    def __init__(self) -> None:
-        key = ec.generate_private_key(ec.SECP384R1())
-        self.key = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-        bare = SevCertificate.of_key(abi.OCA, key.public_key(), (0, 0))
-        self.certificate = sev_signatures.sign(bare, key, abi.OCA)
-
-    def sign(self, csr: bytes) -> bytes:
-        """The signed PEK."""
-        return sign_request(SevCertificate.read(csr), self.certificate, self.key).encode()
-
-
-Step = Callable[[SevPlatform, Owner], Awaitable[Any]]
-
-
-async def _import(platform: SevPlatform, owner: Owner, *, confirm: bool = True, validate_only: bool = False) -> Any:
-    csr = await platform.signing_request(ROOT, confirm=True)
-    return await platform.import_pek(
-        ROOT, owner.sign(csr), owner.certificate.encode(), confirm, validate_only=validate_only
-    )
-
-
-DISRUPTIVE: dict[str, Step] = {
-    "FACTORY_RESET": lambda platform, owner: platform.reset(ROOT, True),
-    "PEK_GEN": lambda platform, owner: platform.generate_pek(ROOT, True),
-    "PEK_CERT_IMPORT": _import,
-}
-CHECKED: dict[str, Step] = {
-    "FACTORY_RESET": lambda platform, owner: platform.reset(ROOT, True, validate_only=True),
-    "PEK_GEN": lambda platform, owner: platform.generate_pek(ROOT, True, validate_only=True),
-    "PEK_CERT_IMPORT": lambda platform, owner: _import(platform, owner, validate_only=True),
-}
 
 
 @pytest.mark.parametrize("product", ["naples", "rome", "milan", "genoa", "turin"])
@@ -173,10 +63,10 @@ async def test_an_owner_comes_and_goes(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         owner = Owner()
         before = await it.platform.export(ROOT)
-        checked = await _import(it.platform, owner, validate_only=True)
+        checked = await import_pek(it.platform, owner, validate_only=True)
         assert not checked.externally_owned
         assert await it.platform.export(ROOT) == before
-        owned = await _import(it.platform, owner)
+        owned = await import_pek(it.platform, owner)
         assert (owned.externally_owned, owned.state, owned.snp_initialized) == (True, SevState.INIT, True)
         after = await it.platform.export(ROOT)
         assert after.oca == owner.certificate.encode()
@@ -184,7 +74,7 @@ async def test_an_owner_comes_and_goes(tmp_path: Path) -> None:
         assert after.pdh != before.pdh
         for again in (True, False):
             with pytest.raises(FirmwareError) as refused:
-                await _import(it.platform, Owner(), validate_only=again)
+                await import_pek(it.platform, Owner(), validate_only=again)
             assert refused.value.firmware_status == status.ALREADY_OWNED
         free = await it.platform.generate_pek(ROOT, True)
         assert not free.externally_owned
@@ -215,10 +105,10 @@ async def test_a_reset_and_what_comes_after_it(tmp_path: Path) -> None:
         assert again == await it.pdh()
         await it.platform.generate_pdh(ROOT)
         assert await it.pdh() != again
-        await _import(it.platform, Owner())
+        await import_pek(it.platform, Owner())
         # No status tells the owner while the platform is not initialised, but the firmware knows.
         with pytest.raises(FirmwareError) as refused:
-            await _import(it.platform, Owner())
+            await import_pek(it.platform, Owner())
         assert refused.value.firmware_status == status.ALREADY_OWNED
 
 
@@ -243,7 +133,7 @@ async def test_every_kernel_keeps_to_what_was_confirmed(tmp_path: Path, era: str
         if era in ("B2", "C"):  # B initialises SNP to ask for its status, so it never says that SNP is down
             assert "platform.snp_shut_down" in it.kinds
             assert not found.snp_initialized
-        await _import(it.platform, Owner())
+        await import_pek(it.platform, Owner())
         exported = await it.platform.export(ROOT, confirm=True)
         rows = exported.pdh + exported.pek + exported.oca + exported.signed_cek
         sev_chain.verify(sev_chain.SevChain.parse(rows), roots=SevRoots.of(exported.authorities))
@@ -261,78 +151,13 @@ async def test_initialising_for_a_command_is_for_administrators(tmp_path: Path, 
         assert (await it.platform.status()).snp_initialized
 
 
-@pytest.mark.parametrize("command", [*DISRUPTIVE])
-async def test_what_takes_keys_away_names_the_guests_that_are_there(tmp_path: Path, command: str) -> None:
-    async with rig(tmp_path) as it:
-        before = await it.pdh()
-        it.occupants = [f"the guest web-{number} of uid:1000 (SNP, ready)" for number in range(10)]
-        for steps in (CHECKED, DISRUPTIVE):
-            with pytest.raises(NotNow, match=r"web-0 of uid:1000 \(SNP, ready\), .* 2 more") as refused:
-                await steps[command](it.platform, Owner())
-            assert refused.value.command == command
-            assert refused.value.metadata["occupants"].splitlines() == it.occupants
-        assert await it.pdh() == before
-        it.occupants = []
-        await DISRUPTIVE[command](it.platform, Owner())
-        assert await it.pdh(confirm=True) != before
-
-
-@pytest.mark.parametrize("command", [*DISRUPTIVE])
-async def test_guests_of_others_count_too(tmp_path: Path, command: str) -> None:
-    async with rig(tmp_path) as it:
-        guest = Snp(it.simulator.process())
-        guest.create(1 << 20, 4096, 1, 0x00A00F11, 0, 1)
-        try:
-            for steps in (CHECKED, DISRUPTIVE):
-                with pytest.raises(NotNow, match="1 SEV-ES and SEV-SNP ASID of another program"):
-                    await steps[command](it.platform, Owner())
-        finally:
-            guest.close()
-        await DISRUPTIVE[command](it.platform, Owner())
-
-
-async def test_guests_that_only_the_firmware_knows(tmp_path: Path) -> None:
-    async with rig(tmp_path) as it:
-        blind = SevPlatform(it.device, it.events, occupancy=Occupancy(it.simulator.product))
-        guest = Snp(it.simulator.process())
-        guest.create(1 << 20, 4096, 1, 0x00A00F11, 0, 1)
-        guest.start(0x30000, bytes(16))
-        try:
-            for validate_only in (True, False):
-                with pytest.raises(NotNow, match="1 SEV-SNP guest of another program"):
-                    await blind.reset(ROOT, True, validate_only=validate_only)
-        finally:
-            guest.close()
-        assert (await blind.reset(ROOT, True)).state is SevState.UNINIT
-
-
-async def test_a_pdh_is_made_while_guests_run(tmp_path: Path) -> None:
-    async with rig(tmp_path) as it:
-        it.occupants = ["the guest web of uid:1000 (SNP, running)"]
-        before = await it.pdh()
-        assert (await it.platform.generate_pdh(ROOT, validate_only=True)).state is SevState.INIT
-        assert await it.pdh() == before
-        await it.platform.generate_pdh(ROOT)
-        assert await it.pdh() != before
-        assert it.kinds == ["platform.pdh_generated"]
-        it.occupants = []
-        await it.platform.reset(ROOT, True)
-        it.occupants = ["the guest web of uid:1000 (SNP, running)"]
-        for validate_only in (True, False):
-            with pytest.raises(NotNow, match="the guest web"):
-                await it.platform.generate_pdh(ROOT, confirm=True, validate_only=validate_only)
-        with pytest.raises(NotNow, match="the guest web"):
-            await it.platform.export(ROOT, confirm=True)
-        assert (await it.platform.status()).snp_initialized
-
-
 @pytest.mark.parametrize(
     "step",
     [
         lambda it: it.platform.reset(ROOT, False),
         lambda it: it.platform.generate_pek(ROOT, False),
         lambda it: it.platform.reset(ROOT, False, validate_only=True),
-        lambda it: _import(it.platform, Owner(), confirm=False),
+        lambda it: import_pek(it.platform, Owner(), confirm=False),
     ],
     ids=["reset", "pek", "reset, checked only", "import"],
 )
@@ -376,43 +201,6 @@ async def test_the_pek_of_another_time_is_the_firmwares_refusal(tmp_path: Path) 
             await it.platform.import_pek(ROOT, pek, owner.certificate.encode(), True)
         assert refused.value.firmware_status == status.INVALID_CERTIFICATE
         assert refused.value.metadata["state"] == "INIT"
-
-
-async def test_no_guest_is_made_meanwhile(tmp_path: Path) -> None:
-    quiet = Quiet(wait_seconds=2)
-    async with rig(tmp_path, quiet=quiet) as it:
-        await quiet.begin("a launch")
-        reset = asyncio.ensure_future(it.platform.reset(ROOT, True))
-        await begun(quiet)
-        created = asyncio.ensure_future(quiet.admit())
-        await asyncio.sleep(0.05)
-        assert not reset.done()
-        assert not created.done()
-        quiet.end("a launch")
-        assert (await reset).state is SevState.UNINIT
-        await created
-
-
-async def test_whoever_comes_while_it_waits_is_seen(tmp_path: Path) -> None:
-    quiet = Quiet(wait_seconds=2)
-    async with rig(tmp_path, quiet=quiet) as it:
-        await quiet.begin("a launch")
-        reset = asyncio.ensure_future(it.platform.reset(ROOT, True))
-        await begun(quiet)
-        it.occupants = ["the guest late of uid:1000 (SNP, created)"]
-        quiet.end("a launch")
-        with pytest.raises(NotNow, match="the guest late"):
-            await reset
-        assert (await it.platform.status()).state is SevState.INIT
-
-
-async def test_launches_in_flight_are_waited_for_and_then_told(tmp_path: Path) -> None:
-    quiet = Quiet(wait_seconds=0.05)
-    async with rig(tmp_path, quiet=quiet) as it:
-        await quiet.begin("a launch")
-        with pytest.raises(NotNow, match="FACTORY_RESET needs a quiet platform, and 1 launch is in flight"):
-            await it.platform.reset(ROOT, True)
-        await quiet.admit()
 
 
 async def test_a_reset_between_question_and_command(tmp_path: Path) -> None:
