@@ -11,6 +11,7 @@ import pytest
 from sevd.simulator import Simulator
 from sevd.simulator.control import ControlServer
 from sevd.simulator.faults import CLEAR, Fault
+from sevd.simulator.overlay import OverlayKernel
 from sevd.simulator.process import Process
 from tests.support.control import Served
 from tests.support.simulated import simulated_host
@@ -33,6 +34,14 @@ def served(tmp_path: Path) -> Iterator[Served]:
             assert server.join(10)
         assert it.in_use() == (0, 0)
         assert not (folder / "control.sock").exists()
+
+
+@pytest.fixture
+def kernel(served: Served) -> Iterator[OverlayKernel]:
+    """A process on the host."""
+    made = served.kernel()
+    yield made
+    made.exit()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from sev.errors import FirmwareError, KernelError, MalformedInput, UsageError
 from sevd.simulator.control_client import ControlClient
 from tests.support.control import Served, launch
 from tests.support.legacy_machine import owners_start
+from tests.support.waiting import eventually
 from tests.unit.simulator_control.test_control_sev import Guest
 
 
@@ -57,9 +57,6 @@ def test_guests_of_sev_would_not_survive_it(served: Served) -> None:
             control.update_firmware("1.55.50")
         assert (refused.value.errno, served.simulator.firmware.version) == (errno.EBUSY, before)
         guest.kernel.exit()
-        until = time.monotonic() + 10
-        while served.simulator.firmware.platform_status()[2] == 2:  # WORKING
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        eventually(lambda: served.simulator.firmware.platform_status()[2] != 2, "not WORKING any more", 10)
         control.update_firmware("1.55.50")
     assert served.simulator.firmware.version == (1, 55, 50)
