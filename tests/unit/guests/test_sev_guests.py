@@ -1,8 +1,7 @@
-"""SEV and SEV-ES guests of a daemon over the simulated host: every step, every wrong order, their owner on the other side."""
+"""SEV and SEV-ES guests of a daemon over the simulated host: their launch with an owner, and what is refused."""
 
 from __future__ import annotations
 
-import contextlib
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,20 @@ from sev import status
 from sev.abi.legacy_report import LegacyReport
 from sev.abi.sev_certificate import SevCertificate
 from sev.abi.sev_device import PlatformStatus
-from sev.errors import (
-    FirmwareError,
-    MalformedInput,
-    NotFound,
-    NotOffered,
-    NotPermitted,
-    SevError,
-    UsageError,
-    WrongState,
-)
+from sev.errors import FirmwareError, MalformedInput, NotFound, NotOffered, NotPermitted, SevError, UsageError
 from sev.launch import SevDevice
 from sev.measurement import vmm
 from sev.session import Session, measurement, secret
-from sevd.guests import Guest, GuestState, GuestType, PageType, Region
-from sevd.guests.states import LEGACY_AFTER, Step
+from sevd.guests import GuestState, GuestType, PageType, Region
 from tests.support.hosting import ALICE, BOB, FIRMWARE, FIRMWARE_GPA, ROOT, Hosting, firmware, hosting
+from tests.support.sev_hosting import KINDS, POLICIES, WHOLE, created, launching, measured, ready
+from tests.support.simulated import refuse
 
 S = GuestState
-KINDS = (GuestType.SEV, GuestType.SEV_ES)
-POLICIES = {GuestType.SEV: 0x1, GuestType.SEV_ES: 0x5}
 OPEN = {GuestType.SEV: 0x0, GuestType.SEV_ES: 0x4}
 """Policies that allow debugging."""
 CPU = 0xA10F10
 RESET = 0x80B004
-WHOLE = (Region(FIRMWARE_GPA, FIRMWARE, PageType.NORMAL),)
 TABLE = Region(0x810C00, 176, PageType.NORMAL)
 
 
@@ -50,29 +38,6 @@ def platform(it: Hosting) -> tuple[SevCertificate, tuple[int, int, int]]:
             return SevCertificate.read(device.pdh_export()[0]), (now.api_major, now.api_minor, now.build)
     finally:
         process.exit()
-
-
-async def created(it: Hosting, kind: GuestType, **changes: object) -> Guest:
-    return await it.created(ALICE, **{"type": kind, **changes})
-
-
-async def launching(it: Hosting, kind: GuestType, policy: int | None = None) -> Guest:
-    guest = await created(it, kind)
-    loader = await it.guests.load(ALICE, guest.guest_id)
-    loader.write(FIRMWARE_GPA, firmware())
-    chosen = POLICIES[kind] if policy is None else policy
-    return await it.guests.start(ALICE, guest.guest_id, chosen)
-
-
-async def measured(it: Hosting, kind: GuestType, policy: int | None = None) -> Guest:
-    guest = await launching(it, kind, policy)
-    await it.guests.update(ALICE, guest.guest_id, WHOLE)
-    return await it.guests.sev.measure(ALICE, guest.guest_id)
-
-
-async def ready(it: Hosting, kind: GuestType, policy: int | None = None) -> Guest:
-    guest = await measured(it, kind, policy)
-    return await it.guests.finish(ALICE, guest.guest_id)
 
 
 def expected_digest(kind: GuestType, vcpus: int = 1, more: bytes = b"") -> bytes:
@@ -172,110 +137,10 @@ async def test_no_debugging_where_it_forbids_it(tmp_path: Path, kind: GuestType)
             assert caught.value.firmware_status == status.POLICY_FAILURE
 
 
-async def take(it: Hosting, guest: Guest, step: Step) -> Any:
-    """One step with arguments that are right, but for what the firmware refuses when it is asked: secrets, debugging."""
-    sev, name = it.guests.sev, guest.guest_id
-    match step:
-        case Step.LOAD:
-            return (await it.guests.load(ALICE, name)).write(0x100000, b"data")
-        case Step.START:
-            return await it.guests.start(ALICE, name, POLICIES[guest.type])
-        case Step.UPDATE:
-            return await it.guests.update(ALICE, name, [Region(0x200000, 64, PageType.NORMAL)])
-        case Step.MEASURE:
-            return await sev.measure(ALICE, name)
-        case Step.INJECT:
-            with contextlib.suppress(FirmwareError):
-                await sev.inject(ALICE, name, 0x1000, bytes(52), bytes(16))
-            return None
-        case Step.FINISH:
-            return await it.guests.finish(ALICE, name)
-        case Step.REPORT:
-            return await sev.report(ALICE, name, bytes(16))
-        case Step.DEBUG:
-            with contextlib.suppress(FirmwareError):
-                await sev.read(ALICE, name, 0, 16)
-            return None
-        case Step.DELETE:
-            return await it.guests.delete(ALICE, name)
-        case _:
-            raise AssertionError(f"nothing executes here: {step}")
-
-
-async def brought_to(it: Hosting, kind: GuestType, state: GuestState) -> Guest:
-    """A guest in this state, by the ways that exist."""
-    match state:
-        case S.CREATED:
-            return await created(it, kind)
-        case S.LAUNCHING:
-            return await launching(it, kind)
-        case S.MEASURED:
-            return await measured(it, kind)
-        case S.READY:
-            return await ready(it, kind)
-        case S.FAILED:
-            guest = await launching(it, kind)
-            it.simulator.faults = refuse("LAUNCH_MEASURE")
-            with pytest.raises(FirmwareError):
-                await it.guests.sev.measure(ALICE, guest.guest_id)
-            it.simulator.faults = lambda command: None
-            return it.guests.get(ALICE, guest.guest_id)
-        case _:
-            guest = await created(it, kind)
-            await it.guests.lose("somebody pulled the plug")
-            return it.guests.get(ALICE, guest.guest_id)
-
-
-def refuse(name: str) -> Any:
-    from sevd.simulator.firmware_status import FirmwareStatus
-
-    def hook(command: str) -> None:
-        if command == name:
-            raise FirmwareStatus(status.HWERROR_UNSAFE)
-
-    return hook
-
-
-STATES = (S.CREATED, S.LAUNCHING, S.MEASURED, S.READY, S.FAILED, S.LOST)
-ELSEWHERE = (
-    Step.RUN, Step.PAUSE, Step.PLAY, Step.SEND, Step.SEND_PAGES, Step.CANCEL, Step.SENT, Step.RECEIVE,
-    Step.RECEIVE_PAGES, Step.RECEIVED,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("state", STATES)
-async def test_every_step_in_every_state(tmp_path: Path, kind: GuestType, state: GuestState) -> None:
-    async with hosting(tmp_path, product="rome") as it:
-        for step in Step:
-            if step in ELSEWHERE:
-                continue
-            guest = await brought_to(it, kind, state)
-            assert guest.state is state
-            allowed = LEGACY_AFTER[state]
-            if step in allowed:
-                await take(it, guest, step)
-                if step is not Step.DELETE:
-                    assert it.guests.get(ALICE, guest.guest_id).state is allowed[step]
-            else:
-                with pytest.raises(WrongState) as refused:
-                    await take(it, guest, step)
-                assert refused.value.metadata == {"state": state.name, "allowed": ",".join(allowed)}
-            if step is not Step.DELETE or step not in allowed:
-                await it.guests.delete(ALICE, guest.guest_id)
-
-
-async def test_a_platform_that_fails_to_measure_fails_the_launch(tmp_path: Path) -> None:
-    async with hosting(tmp_path, product="rome") as it:
-        guest = await brought_to(it, GuestType.SEV_ES, S.FAILED)
-        assert "HWERROR_UNSAFE" in guest.failure
-        assert it.kinds()[-1] == "guest.failed"
-
-
 async def test_a_refused_finish_leaves_the_guest_measured(tmp_path: Path) -> None:
     async with hosting(tmp_path, product="rome") as it:
         guest = await measured(it, GuestType.SEV)
-        it.simulator.faults = refuse("LAUNCH_FINISH")
+        refuse(it.simulator, "LAUNCH_FINISH")
         with pytest.raises(FirmwareError):
             await it.guests.finish(ALICE, guest.guest_id)
         it.simulator.faults = lambda command: None
