@@ -14,7 +14,8 @@ from sevd.simulator.legacy_migration import Receiver
 
 PAGE = 4096
 SEV_ASID, ES_ASID = 100, 7
-ES = 4
+NODBG, NOKS, ES, NOSEND, DOMAIN, SEV = (1 << bit for bit in range(6))
+"""Bits of a policy."""
 AT = 0x7F00_0000_0000
 STATES = {
     "UNINIT": UNINIT, "LUPDATE": LUPDATE, "LSECRET": LSECRET, "RUNNING": RUNNING, "SUPDATE": SUPDATE,

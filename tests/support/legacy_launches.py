@@ -1,28 +1,16 @@
-"""SEV guests launched by commands of the firmware alone, what spoils a packet, and who guests are sent to."""
+"""SEV guests launched by commands of the firmware alone, and what spoils a packet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from sev import status
-from sev.abi import sev_certificate as abi
-from sev.abi.sev_certificate import SevCertificate
 from sev.session import Session
 from sevd.simulator.firmware import Firmware
-from sevd.simulator.legacy_migration import Receiver
-
-PAGE = 4096
-ASID, ES_ASID = 100, 7
-NODBG, NOKS, ES, NOSEND, DOMAIN, SEV = (1 << bit for bit in range(6))
-AT = 0x7F00_0000_0000
+from tests.support.legacy_guest import AT, ES, ES_ASID, PAGE, SEV_ASID, pdh
 
 
-def pdh(firmware: Firmware) -> SevCertificate:
-    """The platform's PDH."""
-    return SevCertificate.read(firmware.pdh_cert_export(abi.SIZE, abi.CHAIN_SIZE)[0])
-
-
-def started(firmware: Firmware, policy: int = 0, asid: int = ASID) -> tuple[int, Session]:
+def started(firmware: Firmware, policy: int = 0, asid: int = SEV_ASID) -> tuple[int, Session]:
     """A guest with an owner's session: its handle, and the session."""
     session = Session.create(policy)
     start = session.start_unverified(pdh(firmware))
@@ -40,7 +28,7 @@ def updated(firmware: Firmware, handle: int, data: bytes, address: int) -> bytes
 
 def running(firmware: Firmware, policy: int = 0, data: bytes = bytes(PAGE)) -> tuple[int, bytes]:
     """A guest that runs, and its memory at AT as the host sees it."""
-    handle, _ = started(firmware, policy, ES_ASID if policy & ES else ASID)
+    handle, _ = started(firmware, policy, ES_ASID if policy & ES else SEV_ASID)
     sealed = updated(firmware, handle, data, AT)
     firmware.launch_measure(handle, 48)
     firmware.launch_finish(handle)
@@ -67,9 +55,3 @@ PACKETS: dict[str, tuple[Callable[[bytes, bytes], tuple[bytes, int, int, bytes]]
     "changed data": (lambda header, data: (header, AT, 32, changed(data, 31)), status.BAD_MEASUREMENT),
     "20 KiB": (lambda header, data: (header, AT, 0x5000, bytes(0x5000)), status.BAD_MEASUREMENT),
 }
-
-
-def receiver(firmware: Firmware) -> Receiver:
-    """Who a guest is sent to: the platform itself, its CEK signed."""
-    own, chain = firmware.pdh_cert_export(abi.SIZE, abi.CHAIN_SIZE)
-    return Receiver(own, chain[: 2 * abi.SIZE] + firmware.ca.cek_certificate(), firmware.ca.legacy_ca())

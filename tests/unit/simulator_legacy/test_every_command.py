@@ -20,7 +20,6 @@ from sevd.simulator.legacy_guest import LSECRET, RUNNING, SENT, SUPDATE
 from sevd.simulator.legacy_migration import Receiver
 from tests.support.legacy import Owner
 from tests.support.legacy_guest import AT, ES, ES_ASID, PAGE, SEV_ASID, STATES, Guest, brought, nobody, receiver
-from tests.support.simulated import simulated_host
 from tests.support.simulated_firmware import refused
 
 PLATFORM_UNINIT, PLATFORM_INIT, PLATFORM_WORKING = 0, 1, 2
@@ -161,12 +160,6 @@ PLATFORM_AFTER = {
     "LAUNCH_START": PLATFORM_WORKING, "LAUNCH_START/alone": PLATFORM_WORKING, "RECEIVE_START": PLATFORM_WORKING,
 }  # fmt: skip
 """State of the platform after a command that changes it."""
-
-
-@pytest.fixture(scope="module")
-def chip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firmware]:
-    with simulated_host(tmp_path_factory.mktemp("chip")) as host:
-        yield host.firmware
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,7 @@ from sevd.simulator.firmware_legacy import GUESTS_MAX
 from sevd.simulator.legacy_guest import LUPDATE, RUNNING, RUPDATE, UNINIT
 from tests.support.legacy_guest import ES, ES_ASID, SEV_ASID, STATES, brought, pdh
 from tests.support.legacy_machine import some_guest
-from tests.support.simulated import simulated_host
 from tests.support.simulated_firmware import refused
-
-
-@pytest.fixture(scope="module")
-def chip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firmware]:
-    with simulated_host(tmp_path_factory.mktemp("chip")) as host:
-        yield host.firmware
 
 
 @pytest.fixture

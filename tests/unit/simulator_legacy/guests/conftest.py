@@ -7,13 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from sevd.simulator.firmware import Firmware
-from tests.support.simulated import simulated_host
-
-
-@pytest.fixture(scope="module")
-def chip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firmware]:
-    with simulated_host(tmp_path_factory.mktemp("chip")) as host:
-        yield host.firmware
 
 
 @pytest.fixture

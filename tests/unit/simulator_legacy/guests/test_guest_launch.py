@@ -27,22 +27,8 @@ from sevd.simulator.firmware_platform import Platform
 from sevd.simulator.legacy_migration import Receiver
 from sevd.simulator.memory_cipher import MemoryKey
 from tests.support.data import FACTS
-from tests.support.legacy_launches import (
-    ASID,
-    AT,
-    ES,
-    ES_ASID,
-    NODBG,
-    NOKS,
-    PACKETS,
-    PAGE,
-    changed,
-    pdh,
-    receiver,
-    running,
-    started,
-    updated,
-)
+from tests.support.legacy_guest import AT, ES, ES_ASID, NODBG, NOKS, PAGE, SEV_ASID, pdh, receiver
+from tests.support.legacy_launches import PACKETS, changed, running, started, updated
 from tests.support.simulated_firmware import refused
 
 BLOBS: dict[str, tuple[Callable[[bytes, bytes], tuple[bytes, bytes]], int]] = {
@@ -127,8 +113,8 @@ def test_shared_keys(firmware: Firmware) -> None:
         with refused(code):
             firmware.launch_start(handle, policy, None, None)
     second = firmware.launch_start(first, 0, None, None)
-    firmware.activate(first, ASID)
-    firmware.activate(second, ASID + 1)
+    firmware.activate(first, SEV_ASID)
+    firmware.activate(second, SEV_ASID + 1)
     sealed = updated(firmware, first, b"the same memory!", AT)
     assert firmware.dbg_decrypt(second, sealed, AT, 0) == b"the same memory!"
 
@@ -248,7 +234,7 @@ def test_attestation_is_verified_to_the_ark(firmware: Firmware) -> None:
 
 def test_the_same_page_looks_different_everywhere_and_to_every_guest(firmware: Firmware) -> None:
     one, _ = started(firmware)
-    other, _ = started(firmware, asid=ASID + 1)
+    other, _ = started(firmware, asid=SEV_ASID + 1)
     page = bytes(PAGE)
     seen = {updated(firmware, handle, page, at) for handle in (one, other) for at in (AT, AT + PAGE, AT + 16)}
     assert len(seen) == 6
@@ -316,7 +302,7 @@ def test_known_session_measurement_and_secret(firmware: Firmware) -> None:
     (session,) = hexed(known["session"], "session_blob")
     mnonce, measure = hexed(known["launch_measure"], "mnonce", "measure")
     handle = firmware.launch_start(0, 3, certificate, session)
-    firmware.activate(handle, ASID)
+    firmware.activate(handle, SEV_ASID)
     updated(firmware, handle, bytes(range(256)) * 16, AT)
     vars(platform)["random"] = drawn(mnonce)
     assert firmware.launch_measure(handle, 48) == measure + mnonce

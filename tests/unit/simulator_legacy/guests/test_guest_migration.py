@@ -16,21 +16,8 @@ from sev.certs import sev_signatures
 from sevd.simulator.firmware import Firmware
 from sevd.simulator.legacy_migration import Receiver
 from tests.support.legacy import Owner
-from tests.support.legacy_launches import (
-    ASID,
-    AT,
-    DOMAIN,
-    ES,
-    ES_ASID,
-    NODBG,
-    NOSEND,
-    PACKETS,
-    PAGE,
-    SEV,
-    changed,
-    receiver,
-    running,
-)
+from tests.support.legacy_guest import AT, DOMAIN, ES, ES_ASID, NODBG, NOSEND, PAGE, SEV, SEV_ASID, receiver
+from tests.support.legacy_launches import PACKETS, changed, running
 from tests.support.simulated_firmware import refused
 
 
@@ -41,7 +28,7 @@ def sent(firmware: Firmware, policy: int = 0, content: bytes = bytes(PAGE)) -> t
     told, session = firmware.send_start(source, own, 128)
     assert told == policy
     target = firmware.receive_start(0, told, own.pdh, session)
-    firmware.activate(target, (ES_ASID if policy & ES else ASID) + 1)
+    firmware.activate(target, (ES_ASID if policy & ES else SEV_ASID) + 1)
     return source, target, sealed
 
 
