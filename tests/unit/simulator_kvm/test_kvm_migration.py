@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +18,7 @@ from sev.abi import sev_certificate as certificates
 from sevd.simulator import Simulator
 from tests.support.caller import PAGE, UNTOUCHED, Outcome
 from tests.support.legacy_machine import LegacyMachine, guest_view
-from tests.support.simulated import EVERY_ERA, template
+from tests.support.simulated import EVERY_ERA, simulated_host
 
 UNMAPPED = 0x1000
 EIO, EINVAL, EFAULT, ENOMEM = errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOMEM
@@ -32,11 +31,7 @@ def boot(tmp_path: Path, era: str) -> Iterator[Boot]:
     with ExitStack() as stack:
 
         def started(product: str, name: str = "") -> Simulator:
-            folder = tmp_path / (name or product)
-            shutil.copytree(template(product), folder)
-            host = Simulator.open(folder, product=product, seed=1, kernel_era_name=era)
-            stack.callback(host.close)
-            return host
+            return stack.enter_context(simulated_host(tmp_path / (name or product), product, era=era))
 
         yield started
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +16,7 @@ from sevd.simulator import Simulator
 from sevd.simulator.process import Process
 from tests.support.caller import PAGE
 from tests.support.legacy_machine import LegacyMachine
-from tests.support.simulated import template
+from tests.support.simulated import simulated_host
 
 REGISTER, FORGET = kvm.KVM_MEMORY_ENCRYPT_REG_REGION, kvm.KVM_MEMORY_ENCRYPT_UNREG_REGION
 LIMIT = 16
@@ -25,11 +24,8 @@ LIMIT = 16
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    folder = tmp_path_factory.mktemp("rome")
-    shutil.copytree(template("rome"), folder, dirs_exist_ok=True)
-    simulator = Simulator.open(folder, product="rome", seed=1)
-    yield simulator
-    simulator.close()
+    with simulated_host(tmp_path_factory.mktemp("rome"), "rome") as simulator:
+        yield simulator
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +17,7 @@ from sevd.simulator import Simulator, kernel_era
 from sevd.simulator.process import Process
 from tests.support.caller import UNTOUCHED, Outcome, issue
 from tests.support.legacy import Owner, check_chain
-from tests.support.simulated import template
+from tests.support.simulated import simulated_host
 
 UNMAPPED = 0x1000
 LENGTHS = (
@@ -50,11 +48,8 @@ ask = st.tuples(
 
 @pytest.fixture(scope="module", params=kernel_era.ERAS)
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    folder: Path = tmp_path_factory.mktemp("random") / "state"
-    shutil.copytree(template("genoa"), folder)
-    made = Simulator.open(folder, product="genoa", seed=1, kernel_era_name=request.param)
-    yield made
-    made.close()
+    with simulated_host(tmp_path_factory.mktemp("random"), era=request.param) as made:
+        yield made
 
 
 class Program:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from sev.launch import SevDevice
 from sevd.simulator import Simulator, kernel_era
 from tests.support.caller import UNTOUCHED, Machine, issue
 from tests.support.legacy import Owner, check_chain
-from tests.support.simulated import template
+from tests.support.simulated import simulated_host
 
 LINES = {"naples": (2048, (0, 17, 48), (11, 4)), "rome": (4096, (0, 24, 20), (410, 99))}
 Start = Callable[..., Simulator]
@@ -30,11 +29,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def powered_on(product: str, era: str = "C") -> Simulator:
-            folder = tmp_path / f"{product}-{era}"
-            shutil.copytree(template(product), folder)
-            host = Simulator.open(folder, product=product, seed=1, kernel_era_name=era)
-            stack.callback(host.close)
-            return host
+            return stack.enter_context(simulated_host(tmp_path / f"{product}-{era}", product, era=era))
 
         yield powered_on
 

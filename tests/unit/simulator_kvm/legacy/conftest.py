@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +10,14 @@ import pytest
 from sevd.simulator import Simulator
 from sevd.simulator.process import Process
 from tests.support.legacy_machine import LegacyMachine
-from tests.support.simulated import template
+from tests.support.simulated import simulated_host
 
 
 @pytest.fixture
 def host(tmp_path: Path, era: str) -> Iterator[Simulator]:
     """Rome: SEV and SEV-ES, without SNP."""
-    shutil.copytree(template("rome"), tmp_path, dirs_exist_ok=True)
-    simulator = Simulator.open(tmp_path, product="rome", seed=1, kernel_era_name=era)
-    yield simulator
-    simulator.close()
+    with simulated_host(tmp_path, "rome", era=era) as simulator:
+        yield simulator
 
 
 @pytest.fixture

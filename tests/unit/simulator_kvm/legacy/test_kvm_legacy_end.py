@@ -8,19 +8,12 @@ import pytest
 
 from sev.abi import kvm
 from sev.abi import kvm_sev as ids
-from sev.abi import kvm_sev_legacy as abi
 from sevd.simulator import Simulator
 from sevd.simulator.process import Process
 from tests.support.caller import Machine, attempt
 from tests.support.legacy_machine import ES, ES_POLICY, SEV, LegacyMachine, vcpus
 
-UNMAPPED = 0x1000
-DEFAULT = kvm.VM_TYPE_DEFAULT
-EIO, EINVAL, EFAULT, ENOTTY, EBADF, ENOMEM = (
-    errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOTTY, errno.EBADF, errno.ENOMEM,
-)  # fmt: skip
-STRUCTURES = {number: form for number, form in abi.STRUCTURES.items() if number < ids.SNP_MIN_ID}
-OF_GUESTS = [number for number in STRUCTURES if number not in (ids.SEV_INIT, ids.SEV_ES_INIT, ids.SEV_INIT2)]
+EIO, EINVAL = errno.EIO, errno.EINVAL
 
 
 @pytest.mark.parametrize("last", ["vm", "vcpu", "exit"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,15 +18,10 @@ from sevd.simulator.firmware_status import FirmwareStatus
 from sevd.simulator.process import Process
 from tests.support.caller import PAGE, UNTOUCHED
 from tests.support.legacy_machine import LegacyMachine, guest_view, short
-from tests.support.simulated import template
+from tests.support.simulated import simulated_host
 
 UNMAPPED = 0x1000
-DEFAULT = kvm.VM_TYPE_DEFAULT
-EIO, EINVAL, EFAULT, ENOTTY, EBADF, ENOMEM = (
-    errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOTTY, errno.EBADF, errno.ENOMEM,
-)  # fmt: skip
-STRUCTURES = {number: form for number, form in abi.STRUCTURES.items() if number < ids.SNP_MIN_ID}
-OF_GUESTS = [number for number in STRUCTURES if number not in (ids.SEV_INIT, ids.SEV_ES_INIT, ids.SEV_INIT2)]
+EIO, EINVAL, ENOMEM = errno.EIO, errno.EINVAL, errno.ENOMEM
 
 
 # Memory.
@@ -108,12 +102,10 @@ def test_regions_are_pinned_by_the_same_rule(guest: LegacyMachine) -> None:
 
 
 def test_older_kernels_do_not_look_at_the_machines_memory(tmp_path: Path) -> None:
-    shutil.copytree(template("rome"), tmp_path, dirs_exist_ok=True)
-    host = Simulator.open(tmp_path, product="rome", kernel_era_name="B")
-    guest = LegacyMachine(host.process())
-    region = kvm.EncRegion(guest.address, 1 << 41)
-    assert guest.machine.ioctl(kvm.KVM_MEMORY_ENCRYPT_REG_REGION, region) == "ENOMEM"
-    host.close()
+    with simulated_host(tmp_path, "rome", era="B") as host:
+        guest = LegacyMachine(host.process())
+        region = kvm.EncRegion(guest.address, 1 << 41)
+        assert guest.machine.ioctl(kvm.KVM_MEMORY_ENCRYPT_REG_REGION, region) == "ENOMEM"
 
 
 # Debugging.

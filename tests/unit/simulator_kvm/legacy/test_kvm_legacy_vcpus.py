@@ -9,7 +9,6 @@ import pytest
 
 from sev.abi import kvm, kvm_vcpu, vmsa
 from sev.abi import kvm_sev as ids
-from sev.abi import kvm_sev_legacy as abi
 from sev.measurement.legacy import SEV_ES_FEATURES
 from sevd.simulator import Simulator
 from sevd.simulator.process import Process
@@ -18,11 +17,7 @@ from tests.support.legacy_machine import ES, ES_POLICY, LegacyMachine, short, vc
 
 UNMAPPED = 0x1000
 DEFAULT = kvm.VM_TYPE_DEFAULT
-EIO, EINVAL, EFAULT, ENOTTY, EBADF, ENOMEM = (
-    errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOTTY, errno.EBADF, errno.ENOMEM,
-)  # fmt: skip
-STRUCTURES = {number: form for number, form in abi.STRUCTURES.items() if number < ids.SNP_MIN_ID}
-OF_GUESTS = [number for number in STRUCTURES if number not in (ids.SEV_INIT, ids.SEV_ES_INIT, ids.SEV_INIT2)]
+EINVAL, ENOTTY = errno.EINVAL, errno.ENOTTY
 
 
 def vcpu_ioctl(guest: LegacyMachine, fd: int, request: int, size: int = 512) -> str:
