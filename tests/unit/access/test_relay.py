@@ -11,33 +11,17 @@ from typing import Any
 import pytest
 
 from sevd.access import relay as module
-from sevd.access.relay import BULK_BYTES, Relay
+from sevd.access.relay import BULK_BYTES
+from tests.support.relayed import Joined
 
 
-class Joined:
-    """A client and a server with a relay between them."""
-
-    def __init__(self) -> None:
-        self.client, left = socket.socketpair()
-        right, self.server = socket.socketpair()
-        for one in (self.client, left, right, self.server):
-            one.setblocking(False)
-        self.ended = 0
-        self.relay = Relay(asyncio.get_running_loop(), left, right, self._end)
-        self._inner = (left, right)
-
-    def _end(self) -> None:
-        self.ended += 1
-
-    async def finish(self) -> None:
-        self.client.close()
-        self.server.close()
-        for _ in range(200):
-            if self.ended:
-                break
-            await asyncio.sleep(0.01)
-        assert self.ended == 1
-        assert all(one.fileno() == -1 for one in self._inner)
+def join() -> Joined[socket.socket]:
+    """A client and a server that do not block."""
+    client, left = socket.socketpair()
+    joined = Joined(client, left)
+    for one in (client, left, joined.server):
+        one.setblocking(False)
+    return joined
 
 
 async def read(source: socket.socket, size: int) -> bytes:
@@ -56,7 +40,7 @@ def descriptors() -> int:
 
 
 async def test_what_one_says_the_other_hears() -> None:
-    joined, loop = Joined(), asyncio.get_running_loop()
+    joined, loop = join(), asyncio.get_running_loop()
     await loop.sock_sendall(joined.client, b"question")
     assert await read(joined.server, 8) == b"question"
     await loop.sock_sendall(joined.server, b"answer")
@@ -65,7 +49,7 @@ async def test_what_one_says_the_other_hears() -> None:
 
 
 async def test_a_half_close_is_handed_on_and_the_answer_still_comes() -> None:
-    joined, loop = Joined(), asyncio.get_running_loop()
+    joined, loop = join(), asyncio.get_running_loop()
     await loop.sock_sendall(joined.client, b"last words")
     joined.client.shutdown(socket.SHUT_WR)
     assert await read(joined.server, 100) == b"last words"
@@ -77,7 +61,7 @@ async def test_a_half_close_is_handed_on_and_the_answer_still_comes() -> None:
 
 async def test_a_client_that_stays_after_the_server_is_gone_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LINGER_SECONDS", 0.05)
-    joined = Joined()
+    joined = join()
     joined.server.close()
     assert await read(joined.client, 1) == b""
     await asyncio.sleep(0.2)
@@ -126,7 +110,7 @@ async def test_bulk_arrives_whole_whatever_the_kernel_offers(
     if name:
         monkeypatch.setattr(os, name, replacement)
     before = descriptors()
-    joined, loop = Joined(), asyncio.get_running_loop()
+    joined, loop = join(), asyncio.get_running_loop()
     data = os.urandom(8 << 20)
     sending = asyncio.ensure_future(loop.sock_sendall(joined.client, data))
     assert await read(joined.server, len(data)) == data
@@ -138,7 +122,7 @@ async def test_bulk_arrives_whole_whatever_the_kernel_offers(
 
 
 async def test_a_slow_reader_stops_its_writer_not_the_other_way() -> None:
-    joined, loop = Joined(), asyncio.get_running_loop()
+    joined, loop = join(), asyncio.get_running_loop()
     data = os.urandom(16 << 20)
     sending = asyncio.ensure_future(loop.sock_sendall(joined.client, data))
     await asyncio.sleep(0.2)
@@ -152,7 +136,7 @@ async def test_a_slow_reader_stops_its_writer_not_the_other_way() -> None:
 
 async def test_a_quiet_direction_gives_its_pipe_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET_TRANSFERS", 4)
-    joined, loop = Joined(), asyncio.get_running_loop()
+    joined, loop = join(), asyncio.get_running_loop()
     before = descriptors()
     data = bytes(4 * BULK_BYTES)
     for _ in range(3):
@@ -168,7 +152,7 @@ async def test_a_quiet_direction_gives_its_pipe_back(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_reset_ends_both() -> None:
-    joined, loop = Joined(), asyncio.get_running_loop()
+    joined, loop = join(), asyncio.get_running_loop()
     await loop.sock_sendall(joined.client, b"unread")
     await asyncio.sleep(0.05)
     joined.server.close()
@@ -178,7 +162,7 @@ async def test_a_reset_ends_both() -> None:
 
 
 async def test_closing_ends_at_once_and_once() -> None:
-    joined = Joined()
+    joined = join()
     joined.relay.close()
     joined.relay.close()
     assert joined.ended == 1

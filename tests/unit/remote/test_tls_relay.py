@@ -13,38 +13,13 @@ from typing import Any
 from sevd.access import relay as relay_module
 from sevd.access.relay import Relay
 from sevd.access.tls_socket import TlsSocket
+from tests.support.relayed import Joined
 from tests.support.tls import Setup
 
 MIB = 1 << 20
 
 
-class Joined:
-    """A TLS client and a plain server with a relay between them."""
-
-    def __init__(self, client: ssl.SSLSocket, left: ssl.SSLSocket) -> None:
-        right, self.server = socket.socketpair()
-        right.setblocking(False)
-        self.server.settimeout(10)
-        self.client = client
-        self.left = left
-        self.ended = 0
-        self.relay = Relay(asyncio.get_running_loop(), TlsSocket(left), right, self._end)
-
-    def _end(self) -> None:
-        self.ended += 1
-
-    async def finish(self) -> None:
-        self.client.close()
-        self.server.close()
-        for _ in range(200):
-            if self.ended:
-                break
-            await asyncio.sleep(0.01)
-        assert self.ended == 1
-        assert self.left.fileno() == -1
-
-
-async def join(folder: Path) -> Joined:
+async def join(folder: Path) -> Joined[ssl.SSLSocket]:
     """Shakes hands, and puts a relay behind them."""
     setup = Setup(folder)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -57,7 +32,9 @@ async def join(folder: Path) -> Joined:
     shaken = asyncio.to_thread(client.wrap_socket, ours, server_hostname="localhost")
     left, right = await asyncio.gather(asyncio.to_thread(server.wrap_socket, theirs, server_side=True), shaken)
     left.setblocking(False)
-    return Joined(right, left)
+    joined = Joined(right, left, TlsSocket(left))
+    joined.server.settimeout(10)
+    return joined
 
 
 def read(source: socket.socket, size: int) -> bytes:
