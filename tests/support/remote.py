@@ -19,10 +19,9 @@ from sevd.access.roles import Role
 from sevd.api.server import Server
 from sevd.audit import Audit
 from tests.support.authority import Issued, key_pem
+from tests.support.remote_daemon import TRUST
 from tests.support.serving import serving
 from tests.support.tls import HOST, Setup, listen, port_of
-
-TRUST = "spiffe://example.org/"
 
 
 def uri(role: Role | None) -> str:

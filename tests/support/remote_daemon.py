@@ -13,12 +13,12 @@ from typing import TypedDict
 
 import sev
 from sev.client import Host
+from sevd.access.roles import Role
 from tests.support.authority import HOUR, Issued
 from tests.support.daemon import Daemon, running
 from tests.support.tls import Setup
 
 TRUST = "spiffe://example.org/"
-ROLES = {"viewer": "viewer", "launcher": "launcher", "admin": "admin"}
 
 
 def free_port() -> int:
@@ -74,7 +74,7 @@ class RemoteDaemon:
             **more,
         }
         if identities is None:
-            identities = {f"uri:{TRUST}{name}": role for name, role in ROLES.items()}
+            identities = {f"uri:{TRUST}{role.text}": role.text for role in Role}
         lines = ["[remote]", *(f'{key} = "{value}"' for key, value in remote.items() if value)]
         for match, role in identities.items():
             lines += ["[[identity]]", f'match = "{match}"', f'role = "{role}"']

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sev.errors import UsageError
 from sevd.metrics import serving
 from sevd.metrics.model import Bucket, Kind, Metric, Sample, gauge
+from tests.support.remote_daemon import free_port
 
 parse_open: Any = open_metrics
 
@@ -54,13 +55,6 @@ async def asked(request: bytes, *, collect: Any = collect, end: bool = True) -> 
         return answer
     finally:
         await server.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def body_of(answer: bytes) -> str:
@@ -184,20 +178,13 @@ def test_a_socket_that_was_passed_must_be_a_loopback_one() -> None:
         serving.check_loopback(listener)
 
 
-def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="in use"):
         serving.listen(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
-def test_a_missing_library_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("prometheus_client"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_a_missing_library_is_said_with_what_to_install(without: Callable[[str], None]) -> None:
+    without("prometheus_client")
     with pytest.raises(UsageError) as caught:
         serving.check_library()
     assert "sevd[metrics]" in caught.value.remedy

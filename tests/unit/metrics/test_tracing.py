@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import time
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -105,15 +104,8 @@ def test_an_exporter_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, na
     assert "install" in caught.value.remedy
 
 
-def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("opentelemetry"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_a_missing_library_is_said(without: Callable[[str], None]) -> None:
+    without("opentelemetry")
     with pytest.raises(UsageError) as caught:
         tracing.Spans()
     assert "sevd[tracing]" in caught.value.remedy
