@@ -9,14 +9,7 @@ import pytest
 from sevd.access import turns as module
 from sevd.access.accounts import Account
 from sevd.access.turns import BURST_SECONDS, LONE_BURST_SECONDS, OTHERS_SECONDS, SHARE, Turns
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def may(turns: Turns, account: Account) -> bool:

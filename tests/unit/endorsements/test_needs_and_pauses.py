@@ -21,6 +21,7 @@ from sevd.endorsements import ChipIdentity, needs
 from sevd.endorsements.entries import Stored, entry
 from sevd.endorsements.offline import FILES_MAX, Offline
 from sevd.endorsements.pauses import LONGEST, Pauses
+from tests.support.clock import Clock
 from tests.support.forge import AT, World, pem
 
 GENOA, TURIN = World(), World(products.TURIN)
@@ -105,12 +106,19 @@ def test_lists_are_looked_at_daily_and_before_their_end() -> None:
         assert (need.what, need.due, need.at_hand) == ("crl", due, True)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+def test_what_came_from_the_service_is_not_asked_for_again_at_once() -> None:
+    crl, leaf = Crl.parse(GENOA.crl()), Certificate.parse(GENOA.leaf())
+    margin = (crl.next_update - crl.this_update) / 4
+    pause = min(timedelta(days=1), margin / 4)
+    now = crl.next_update - margin / 2
+    need = wanted(shelf(crls=(crl.der,), fetched=now, origin="kds"), now=now)[-1]
+    assert (need.what, need.due, need.at_hand) == ("crl", now + pause, True)
+    ahead = wanted(shelf(crls=(crl.der,), fetched=now + margin / 4, origin="kds"), now=now)[-1]
+    assert ahead.due == crl.next_update - margin, "the clock was wrong then"
+    now = leaf.not_after - timedelta(days=20)
+    for origin, due in (("kds", now + timedelta(days=1)), ("import", leaf.not_after - timedelta(days=30))):
+        held = shelf(leaf.der, fetched=now, origin=origin)
+        assert next(need for need in wanted(held, now=now) if need.what == "vcek").due == due
 
 
 def failure(*, passes: bool = True, retry_after: float | None = None) -> KdsUnavailable:

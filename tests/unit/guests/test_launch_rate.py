@@ -14,14 +14,7 @@ from sevd.guests.launch_rate import LaunchRate
 from sevd.guests.limits import Limits
 from sevd.guests.memory import MAX_WRITE, MemoryLoader, MemoryMap
 from sevd.guests.model import CreateGuest, GuestType
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def test_a_minute_s_worth_at_once_and_then_one_at_a_time() -> None:

@@ -22,6 +22,7 @@ from sevd.metrics.collect import Collector, Sources
 from sevd.metrics.model import Metric
 from sevd.metrics.tally import Tally
 from sevd.platform.views import AsidUse, DesiredView, DeviceHealth, FirmwareVersion, HostView, SnpState, SnpStatusView
+from tests.support.clock import Clock
 
 HOST = HostView(
     product="genoa",
@@ -65,14 +66,6 @@ class Firmware:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass
