@@ -6,16 +6,19 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from sev.errors import MalformedInput
 from sevd.guests.sev_travel import Leaving
 from sevd.worker import pages, wire
 from sevd.worker.travel import RUNS, STATES, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Protocol
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Protocol, TypeVar
 
     from sev.launch.sev_migration import Departure
     from sevd.guests.sev_travel import Carried
+
+    T = TypeVar("T")
 
     class Ask(Protocol):
         """Asks the worker."""
@@ -37,12 +40,8 @@ class WorkerTravel:
         """SEND_START."""
         parts = {"pdh": pdh.hex(), "chain": chain.hex(), "authorities": authorities.hex()}
         answer = self._ask("start-sending", **parts)
-        states: list[bytes] = []
-        while len(states) < wire.whole(answer, "vcpus"):
-            states += texts(self._ask("vcpus", **{"from": len(states)}), "states")
-        shared: list[tuple[int, ...]] = []
-        while len(shared) < wire.whole(answer, "shared"):
-            shared += wire.runs(self._ask("shared", **{"from": len(shared)}), "runs", 2)
+        states = self._gather("vcpus", answer, lambda part: texts(part, "states"))
+        shared = self._gather("shared", answer, lambda part: wire.runs(part, "runs", 2))
         return Leaving(wire.octets(answer, "session"), tuple(states), tuple((gpa, size) for gpa, size in shared))
 
     def send(self, position: int, most: int) -> tuple[list[Carried], int]:
@@ -77,6 +76,21 @@ class WorkerTravel:
         for at in range(0, len(shared), RUNS):
             self._ask("give-shared", **{"from": at, "runs": [list(run) for run in shared[at : at + RUNS]]})
         self._ask("finish-receiving")
+
+    def _gather(self, word: str, answer: dict[str, object], read: Callable[[dict[str, object]], list[T]]) -> list[T]:
+        """What an answer says how many there are of, asked for part by part.
+
+        Raises:
+            MalformedInput: They do not come.
+        """
+        count = wire.whole(answer, word)
+        out: list[T] = []
+        while len(out) < count:
+            part = read(self._ask(word, **{"from": len(out)}))
+            if not part:
+                raise MalformedInput(f"{word}: {len(out)} came of {count}", field=word)
+            out += part
+        return out
 
     def _ask(self, word: str, *fds: int, **more: object) -> dict[str, object]:
         return self._call({"op": "travel", "word": word, **more}, fds)

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from sev.errors import MalformedInput
 from sev.launch.sev_migration import Departure
-from sevd.guests.model import GuestState
+from sevd.guests.model import PAGE, GuestState
 from sevd.guests.sev_travel import Carried, Leaving, SevTravel
 from sevd.guests.worker_travel import WorkerTravel
 from sevd.worker import pages
 from sevd.worker.travel import RUNS, STATES, TravelSteps
-
-PAGE = pages.PAGE
 
 
 @contextlib.contextmanager
@@ -128,6 +126,13 @@ def test_a_daemon_and_a_worker_understand_each_other() -> None:
     assert [state for state in states if state is not None] == [
         GuestState.SENDING, GuestState.READY, GuestState.RECEIVING, GuestState.READY, GuestState.READY,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("counts", [{"vcpus": 1, "shared": 0}, {"vcpus": 0, "shared": 1}])
+def test_a_worker_that_never_sends_what_it_promises_is_not_asked_for_ever(counts: dict[str, object]) -> None:
+    answers: list[dict[str, object]] = [{"session": "00", **counts}, {"states": [], "runs": []}]
+    with pytest.raises(MalformedInput, match="0 came of 1"):
+        WorkerTravel(lambda message, fds=(): answers.pop(0)).start_sending(b"pdh", b"chain", b"both")
 
 
 @pytest.mark.parametrize("word", ["send", "receive"])
