@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from sev.errors import InternalError, MalformedInput
+from sevd.guests.model import PAGE
 from sevd.guests.sev_travel import Carried
 from sevd.worker import wire
 
@@ -16,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PAGE = 4096
 ROOM = 64
 MOST = 1024
 """Pages of one message."""
