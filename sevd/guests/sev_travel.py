@@ -186,9 +186,9 @@ class SevTravel:
         """The map of what the guest shares. All memory must have come as the map has it: nothing was lost."""
         named = Intervals()
         for gpa, size in shared:
-            if gpa % PAGE or size % PAGE or size <= 0 or (at := self._private.overlap(gpa, gpa + size)) is not None:
-                where = gpa if gpa % PAGE or size % PAGE or size <= 0 else at
-                raise UsageError(f"shared: 0x{where:x} is no page, or came as private", field="shared")
+            whole = size > 0 and not (gpa % PAGE or size % PAGE)
+            if (at := self._private.overlap(gpa, gpa + size) if whole else gpa) is not None:
+                raise UsageError(f"shared: 0x{at:x} is no page, or came as private", field="shared")
             named.add(gpa, gpa + size)
         for part in self._ranges():
             for start, end in self._private.gaps(part.gpa, part.gpa + part.size):
