@@ -99,9 +99,7 @@ class Worker:
 
     def ended(self, seconds: float) -> bool:
         """Whether the process ends within so many seconds."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return readable(self.pidfd, seconds)
 
     def kill(self) -> None:
         """Kills it, and waits until it is gone."""
@@ -133,6 +131,13 @@ class Worker:
                 self._child.returncode = 0
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to read, or the end of it, within so many seconds."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class WorkerMachine:

@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 import secrets
-import select
 import shutil
 import socket
 import struct
@@ -27,7 +26,7 @@ from sev.errors import InternalError, LimitReached, MalformedInput, RefusedError
 from sev.records import record
 from sevd.guests import remains
 from sevd.guests.port import Card, Found, GuestMachine, Progress
-from sevd.guests.worker_machine import Worker, WorkerMachine, dial
+from sevd.guests.worker_machine import Worker, WorkerMachine, dial, readable
 from sevd.worker import notes, wire
 from sevd.worker.guest import CARD, boot_id
 
@@ -138,7 +137,7 @@ class Workers:
         while self._busy and not self._closed:
             patient = time.monotonic() < until
             for busy in list(self._busy):
-                if _readable(busy.worker.sock, LOOK_SECONDS) or not patient:
+                if readable(busy.worker.sock.fileno(), LOOK_SECONDS) or not patient:
                     self._busy.remove(busy)
                     if (found := self._adopt(busy.folder, busy.worker, busy.machine)) is not None:
                         yield found
@@ -253,7 +252,7 @@ class Workers:
         machine = WorkerMachine(worker, folder)
         with contextlib.suppress(OSError):  # one that is gone has an end to read
             wire.send(sock, {"op": "describe"})
-        if not _readable(sock, BUSY_SECONDS):
+        if not readable(sock.fileno(), BUSY_SECONDS):
             with contextlib.suppress(OSError, ValueError, RecursionError, SevError):
                 card = notes.card_from(remains.read(folder))
                 self._busy.append(_Busy(folder, worker, machine, card))
@@ -328,13 +327,6 @@ class _Busy:
     worker: Worker
     machine: WorkerMachine
     card: Card
-
-
-def _readable(sock: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read, or the end of it, within so many seconds."""
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _answer(sock: socket.socket) -> dict[str, object]:
