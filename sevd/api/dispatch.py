@@ -223,6 +223,7 @@ def _converse(frame: Frame, method: Method, function: Converse) -> Callable[[obj
             with closing(Messages(context, connection, frame.limits, endless=True)) as received:
                 messages = function(connection.caller, received, trace)
                 try:
+                    await context.send_initial_metadata(trace.metadata)
                     async for message in messages:
                         yield message
                 finally:
