@@ -138,7 +138,7 @@ class CertificateAuthority:
         with self._lock:
             if "asvk.der" not in self._files:
                 key = _new_key(_bits(self._product))
-                now = datetime.fromtimestamp(int(self._clock()), UTC)
+                now = self._now()
                 certificate = _ca_certificate(self._product, "asvk", key.public_key(), self._key("ark"), now)
                 self._cache.update(_store_pair(self._directory, self._files, "asvk", key, certificate))
                 self._save()
@@ -156,7 +156,7 @@ class CertificateAuthority:
     def stranger_der(self, tcb: int) -> bytes:
         """The VCEK of a chip that there is none of, with this chip's key: what a broken service might answer."""
         other = bytes(octet ^ 0xFF for octet in self._chip.identifier)
-        return self._vcek(tcb, other, datetime.fromtimestamp(int(self._clock()), UTC))
+        return self._vcek(tcb, other, self._now())
 
     def _vcek(self, tcb: int, identifier: bytes, now: datetime) -> bytes:
         version = TcbVersion.from_int(tcb, self._product)
@@ -208,7 +208,7 @@ class CertificateAuthority:
     def crl_der(self) -> bytes:
         """The current revocation list, empty, signed by the ARK; renewed when less than two weeks are left."""
         with self._lock:
-            now = datetime.fromtimestamp(int(self._clock()), UTC)
+            now = self._now()
             for name in self._files:
                 if name.startswith("crl-"):
                     issued = datetime.fromtimestamp(int(name.split("-")[2].removesuffix(".der")), UTC)
@@ -222,7 +222,7 @@ class CertificateAuthority:
 
     def stale_crl_der(self) -> bytes:
         """A list that ran out yesterday: what a service answers that has stood still."""
-        now = datetime.fromtimestamp(int(self._clock()), UTC)
+        now = self._now()
         return self._list(0, now - timedelta(days=CRL_DAYS + 1))
 
     def _list(self, number: int, now: datetime) -> bytes:
@@ -246,7 +246,7 @@ class CertificateAuthority:
 
     def _leaf(self, stem: str, years: int, issue: Callable[[datetime], bytes]) -> bytes:
         with self._lock:
-            now = datetime.fromtimestamp(int(self._clock()), UTC)
+            now = self._now()
             old = [name for name in self._leaves if name.startswith(f"{stem}-")]
             for name in old:
                 issued = datetime.fromtimestamp(int(name.split("-")[2].removesuffix(".der")), UTC)
@@ -274,6 +274,9 @@ class CertificateAuthority:
         for each in gone:
             with contextlib.suppress(FileNotFoundError):
                 durable.disk.remove(self._directory / each)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(int(self._clock()), UTC)
 
     def _save(self) -> None:
         _write_list(self._directory, self._created, self._files, self._leaves, self._crl_number)
