@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from sev.errors import LimitReached
 from sev.records import field, record
 from sevd.access.identity import Caller
-from sevd.access.roles import Role
 
 QUEUE_EVENTS = 1024
 """Events that one subscriber may lag behind before its subscription ends."""
@@ -155,8 +154,7 @@ class Events:
         return subscription
 
     def _check(self, caller: Caller) -> None:
-        own = caller.limits.watches
-        most = own if own is not None else None if caller.role >= Role.ADMIN else self.watches
+        most = caller.limit(caller.limits.watches, self.watches)
         with self._lock:
             open_now = sum(one.caller.owner == caller.owner for one in self._subscriptions)
         if most is not None and open_now >= most:

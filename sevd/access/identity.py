@@ -61,6 +61,12 @@ class Caller:
         """Whether what belongs to this owner exists for this caller: its own things, and for an admin everything."""
         return self.role >= Role.ADMIN or self.owner == owner
 
+    def limit(self, own: int | None, common: int) -> int | None:
+        """The limit that holds for it: one of its own, else everybody's; None: none, for an administrator."""
+        if own is not None:
+            return own
+        return None if self.role >= Role.ADMIN else common
+
 
 DAEMON = Caller("daemon", Role.ADMIN, "daemon")
 """The daemon itself, in records of what it does unasked. Nobody can connect as it: no policy knows the name."""

@@ -13,7 +13,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from sev.errors import NEVER, LimitReached, NotOffered, NotPermitted, UsageError
-from sevd.access.roles import Role
 from sevd.guests.launch_rate import LaunchRate
 from sevd.guests.model import MAX_FIRMWARE_BYTES, PAGE, CreateGuest, GuestType
 
@@ -121,17 +120,17 @@ class Ledger:
     def check(self, caller: Caller, request: CreateGuest) -> None:
         """Raises LimitReached if the caller may not have this guest too; metadata `limit`, `value`, `in_use`."""
         guests, held = self._guests[caller.owner], self._bytes[caller.owner]
-        most = _of(caller, caller.limits.guests, self.limits.guests)
+        most = caller.limit(caller.limits.guests, self.limits.guests)
         if most is not None and guests >= most:
             raise _limit("guests", most, f"{guests + 1} guests of one identity", guests)
         wanted = held + _bytes(request)
-        most = _of(caller, caller.limits.guest_memory, self.limits.memory_bytes)
+        most = caller.limit(caller.limits.guest_memory, self.limits.memory_bytes)
         if most is not None and wanted > most:
             raise _limit("memory_bytes", most, f"{wanted} bytes of guest memory of one identity", held)
 
     def launch(self, caller: Caller) -> None:
         """Counts a creation. Raises LimitReached, with the time of the next one, if they follow each other too fast."""
-        most = _of(caller, caller.limits.launches_per_minute, self.limits.launches_per_minute)
+        most = caller.limit(caller.limits.launches_per_minute, self.limits.launches_per_minute)
         if most is not None:
             self._rate.take(caller.owner, most)
 
@@ -148,7 +147,7 @@ class Ledger:
     def take_watch(self, caller: Caller) -> None:
         """Counts a watch stream in. Raises LimitReached."""
         open_now = self._watches[caller.owner]
-        most = _of(caller, caller.limits.watches, self.limits.watches)
+        most = caller.limit(caller.limits.watches, self.limits.watches)
         if most is not None and open_now >= most:
             raise _limit("watches", most, f"{open_now + 1} watch streams of one identity", open_now)
         self._watches[caller.owner] += 1
@@ -160,13 +159,6 @@ class Ledger:
     def held(self, owner: str) -> tuple[int, int, int]:
         """Guests, bytes of memory and watch streams of an identity."""
         return self._guests[owner], self._bytes[owner], self._watches[owner]
-
-
-def _of(caller: Caller, own: int | None, common: int) -> int | None:
-    """The limit that holds for a caller: its own, else everybody's; None: none, for an administrator."""
-    if own is not None:
-        return own
-    return None if caller.role >= Role.ADMIN else common
 
 
 def _bytes(request: CreateGuest) -> int:
