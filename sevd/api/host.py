@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from sev.host.messages import to_message
 from sev.v1 import host_pb2 as pb
 from sevd.access.identity import Caller
 from sevd.api import messages
@@ -40,6 +39,8 @@ class HostSkin(PlainSkin):
 
     async def check_host(self, caller: Caller, request: pb.CheckHostRequest) -> pb.CheckHostResponse:
         """The host, looked at check by check."""
+        from sev.host.messages import to_message  # no start needs it
+
         return to_message(await self._checker.check(request.technology), simulated=self._checker.simulated)
 
     async def get_metrics(self, caller: Caller, request: pb.GetMetricsRequest) -> pb.GetMetricsResponse:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from sev.abi import sev_device as abi
 from sev.errors import KernelError, SevError
-from sev.host.verdict import HostCheck, check_host, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sev.host.reader import Reader
+    from sev.host.verdict import HostCheck
     from sev.launch.platform import SevDevice
     from sevd.platform.device import PlatformDevice
 
@@ -64,6 +64,8 @@ class HostChecker:
         Raises:
             UsageError: No such technology.
         """
+        from sev.host.verdict import require  # no start of a simulated host needs the checks
+
         require(technology)
         async with self._lock:
             made_at, checked = self._kept.get(technology, (0.0, None))
@@ -74,6 +76,8 @@ class HostChecker:
             return checked
 
     def _look(self, technology: str, statuses: dict[str, object]) -> HostCheck:
+        from sev.host.verdict import check_host
+
         with closing(self._reader()) as reader:
             return check_host(reader, technology, statuses=statuses)
 
